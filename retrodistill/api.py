@@ -13,6 +13,7 @@ from retrodistill.core.files import check_replaceable, exclusive, read_json
 from retrodistill.core.runtime import is_main, log
 from retrodistill.core.settings import validated
 from retrodistill.data import Collection, load_collection
+from retrodistill.data.collection import judgments_of
 from retrodistill.data.leaks import LeakRule, excluded_queries
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.any_encoder import DENSE
@@ -99,7 +100,8 @@ def distill(
     check_teacher(teacher, corpus, train, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # of its own, since other students may be training next to it
     space = load_encoder(document_encoder, DENSE).bind(corpus)
-    data = TrainingData(corpus, train, teacher, space, work, seed, excluded=excluded)
+    labels = judgments_of(train, corpus.qrels.values())
+    data = TrainingData(corpus, train, teacher, space, work, seed, excluded=excluded, labels=labels)
     with exclusive(work / ".lock"):
         trained = train_student(folder.name, settings, data, folder)
         if is_main():

@@ -80,7 +80,7 @@ class TestTheStudiesWeShip:
     @pytest.mark.parametrize(
         ("config", "study", "student"),
         [
-            ("labeling-budget", "budget", "robust-25"),
+            ("labeling-budget", "budget", "random-25"),
             ("prod", "prod", "prod"),
             ("colbert-crisp", "crisp", "C8x32"),
             ("tas-b", "tas-b", "tas-b"),

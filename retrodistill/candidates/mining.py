@@ -9,7 +9,7 @@ import numpy as np
 
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.core.errors import UserError
-from retrodistill.data.collection import Collection
+from retrodistill.data.collection import Collection, Qrels
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.runs.fusion import union
@@ -56,6 +56,28 @@ def mine(
     if random:
         runs.append(random_documents(texts.ids, collection.documents.ids, random, seed))
     return union(runs, weights=[1.0] * len(sources) + [0.0] * (len(runs) - len(sources)))
+
+
+def with_positives(pool: Run, documents: Texts, listed: Sequence[tuple[str, Sequence[str]]]) -> Run:
+    """The pool with the positives that are listed for its queries, last in order; ids that are no document are not."""
+    queries = [query for query, named in listed for _ in named]
+    named = [document for _, of_query in listed for document in of_query]
+    known = documents.positions(named) >= 0
+    if not known.any():
+        return pool
+    added = Run.from_arrays(queries, named, np.zeros(len(named)), name="positives")
+    return union([pool, added.filter(known)], weights=[1.0, 0.0])
+
+
+def labeled_positives(run: Run, labels: Qrels) -> dict[str, str]:
+    """The positive of each query: of its labeled documents in the run, the best by grade, then by score."""
+    grades, positives = labels.to_dict(), {}
+    for query, documents, _ in run.ranked():
+        judged = grades.get(query, {})
+        best = max(documents, key=lambda document: judged.get(document, 0))  # the first of several
+        if judged.get(best, 0) > 0:
+            positives[query] = str(best)
+    return positives
 
 
 def negative_ceiling(

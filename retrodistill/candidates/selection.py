@@ -11,10 +11,11 @@ import numpy as np
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.data.collection import Qrels
 from retrodistill.runs.calibration import list_moments
-from retrodistill.runs.run import Run
+from retrodistill.runs.run import Run, look_up
 
 BUDGETS = {
-    "robust": "pairs that the cheap scores leave open, the surer of them the likelier (robust active distillation)",
+    "robust": "pairs that the cheap sources leave open, the surer of them the likelier (robust active distillation)",
+    "uncertain": "the same by the student in training, as it is when the stage begins",
     "random": "pairs drawn uniformly: the control",
 }
 _MOST = 500.0  # logits; exp overflows float64 above about 709
@@ -24,12 +25,13 @@ _MOST = 500.0  # logits; exp overflows float64 above about 709
 class Budget:
     """The pairs chosen within a budget."""
 
-    run: Run  # the chosen pairs with their cheap scores, at least two of each query that has any
+    run: Run  # the chosen pairs with the scores that chose them, at least two of each query that has any
     limit: int  # the budget in pairs
     pairs: int  # in the pool
     queries: int  # in the pool
     single: int  # queries with one candidate, which teach nothing and are never chosen
     by: str  # method that chose them
+    bought: int = 0  # pairs among them that were bought before
 
     @property
     def summary(self) -> str:
@@ -37,6 +39,8 @@ class Budget:
         chosen = len(self.run)
         text = f"budget: {chosen} of {self.pairs} pairs ({chosen / self.pairs:.1%}) of {len(self.run.query_ids)} of "
         text += f"{self.queries} queries, by {self.by}"
+        if self.bought:
+            text += f"; {self.bought} of them were bought before"
         if self.single:
             text += f"; {self.single} queries have one candidate and are left out"
         if chosen < self.limit:
@@ -44,38 +48,55 @@ class Budget:
         return text
 
 
-def choose_pairs(pool: Run, budget: int | str, by: str = "robust", *, mistakes: float = 0.1, seed: int = 0) -> Budget:
-    """Choose the pairs that the teacher scores from a pool that a cheap ranker has scored.
+def choose_pairs(
+    pool: Run,
+    budget: int | str,
+    by: str = "robust",
+    *,
+    mistakes: float = 0.1,
+    seed: int = 0,
+    temperature: float | None = None,
+    bought: Run | None = None,
+) -> Budget:
+    """Choose the pairs that the teacher scores from a pool that a cheap ranker or the student has scored.
 
-    The first choice from a query adds two pairs, since a list of one teaches nothing. With ``robust``, the second is
-    the rival that made the first uncertain. With ``random``, it is drawn at random. Every further pair is drawn alone.
-    If lists differ in length, ``random`` therefore takes a pair from a short list slightly more often than one from a
-    long list. The same pool, budget and seed choose the same pairs.
+    The first choice from a query adds two pairs, since a list of one teaches nothing. With ``robust`` and
+    ``uncertain``, the second is the rival that made the first uncertain. With ``random``, it is drawn at random. Every
+    further pair is drawn alone. If lists differ in length, ``random`` therefore takes a pair from a short list slightly
+    more often than one from a long list. The same pool, budget and seed choose the same pairs.
 
     Args:
-        pool: Candidates with cheap scores of one scale (the student's, a cheap ranker's, several fused), raw, higher
-            is better; at least one query has two candidates. Reciprocal ranks qualify, but every query has the same.
-        budget: Pairs, or a share of the pool such as ``"25%"``, never exceeded. At most one pair is left over if every
-            opened list is exhausted, and more if the pool is smaller than the budget.
+        pool: Candidates with scores of one scale (the student's, a cheap ranker's, several fused), raw, higher is
+            better; at least one query has two candidates. Reciprocal ranks qualify, but every query has the same.
+        budget: Pairs, or a share of the pool such as ``"25%"``, never exceeded by new pairs. At most one pair is left
+            over if every opened list is exhausted, and more if the pool is smaller than the budget.
         by: A key of `BUDGETS`.
-        mistakes: For ``robust``, the share of the pool, from 0 to below 1, on which the teacher may be wrong. A
-            larger share spreads the choice further.
+        mistakes: For ``robust`` and ``uncertain``, the share of the pool, from 0 to below 1, on which the teacher may
+            be wrong. A larger share spreads the choice further.
         seed: Of the random draws.
+        temperature: By which the student's scores are divided before its softmax; ``uncertain`` needs it.
+        bought: Pairs that are bought already. Those of the pool are chosen first, even beyond the budget.
     """
     if by not in BUDGETS:
         raise unknown("way to spend a budget", by, BUDGETS)
+    if by == "uncertain" and temperature is None:
+        raise UserError("'uncertain' is for stages of a recipe, whose student chooses; here, take robust or random.")
     limit = pairs_within(budget, len(pool))
     two = np.diff(pool.bounds) >= 2
     ranked = pool.filter(two[pool.query_codes]).ranked()
     if not len(ranked):
         raise UserError(f"run {pool.name} has no query with two candidates, and a list of one teaches nothing.")
     noise = np.random.default_rng(seed).gumbel(size=len(ranked))
+    is_bought = np.zeros(len(ranked), dtype=bool) if bought is None else ~np.isnan(look_up(bought, ranked))
+    before, new = int(is_bought.sum()), np.flatnonzero(~is_bought)
+    left = limit - before if len(new) else 0
     if by == "random":
-        order, rivals = np.argsort(-noise, kind="stable"), _rivals(ranked, noise)
+        order, rivals = new[np.argsort(-noise[new], kind="stable")], _rivals(ranked, noise)
     else:
-        order, rivals = _robust_order(gains(ranked), noise, limit, mistakes), _rivals(ranked, ranked.scores)
-    chosen = _spend(order, rivals, ranked.query_codes, limit)
-    return Budget(ranked.filter(chosen), limit, len(pool), len(pool.query_ids), int((~two).sum()), by)
+        gain, rivals = gains(ranked, temperature)[new], _rivals(ranked, ranked.scores)
+        order = new[_robust_order(gain, noise[new], left, mistakes)] if left > 0 else new
+    chosen = _spend(order, rivals, ranked.query_codes, left, is_bought)
+    return Budget(ranked.filter(chosen), limit, len(pool), len(pool.query_ids), int((~two).sum()), by, before)
 
 
 def pairs_within(budget: int | str, pairs: int) -> int:
@@ -95,18 +116,22 @@ def pairs_within(budget: int | str, pairs: int) -> int:
     )
 
 
-def gains(run: Run) -> np.ndarray:
-    """The cheap ranker's uncertainty about each pair, (rows,) float64 in (0, 1], for at least two rows per query.
+def gains(run: Run, temperature: float | None = None) -> np.ndarray:
+    """The uncertainty of whoever scored each pair, (rows,) float64 in (0, 1], for at least two rows per query.
 
     Robust active distillation uses the student's uncertainty, 1 - (probability of its first class - that of its
     second). This package adapts it to lists: a pair's two outcomes are that its document beats its rival or does not.
-    The rival is the query's best other document, so the best document's rival is the second best. With Bradley and
-    Terry's P(d beats r) = sigmoid((s_d - s_r) / T), the gain is min(P, 1 - P) * 2 = 2 / (1 + exp(gap / T)), where the
-    gap is that of the two scores. T is the mean standard deviation of the lists that have one, which makes the gain
-    independent of the scale of the scores.
+    The rival is the query's best other document, so the best document's rival is the second best. Under a softmax over
+    the list, the odds of two documents are Bradley and Terry's, P(d beats r) = sigmoid((s_d - s_r) / T). The gain is
+    twice the probability that the two are in the wrong order, 2 min(P, 1 - P) = 2 / (1 + exp(gap / T)), where the gap
+    is that of the two scores.
+
+    T is the `temperature` of the student's softmax. A cheap ranker has none: by default, T is the mean standard
+    deviation of the lists that have one, which makes the gain independent of the scale of the scores.
     """
-    deviation = list_moments(run)[1]
-    temperature = deviation[deviation > 0].mean() if (deviation > 0).any() else 1.0
+    if temperature is None:
+        deviation = list_moments(run)[1]
+        temperature = deviation[deviation > 0].mean() if (deviation > 0).any() else 1.0
     gap = np.abs(run.scores - run.scores[_rivals(run, run.scores)]) / temperature
     return 2 / (1 + np.exp(np.minimum(gap, _MOST)))
 
@@ -154,13 +179,14 @@ def _rivals(run: Run, values: np.ndarray) -> np.ndarray:
     return rivals
 
 
-def _spend(order: np.ndarray, rivals: np.ndarray, queries: np.ndarray, budget: int) -> np.ndarray:
-    """(rows,) bool: pairs chosen by walking down `order`. The first pair of a query brings its rival."""
-    chosen = np.zeros(len(order), dtype=bool)
+def _spend(order: np.ndarray, rivals: np.ndarray, queries: np.ndarray, budget: int, bought: np.ndarray) -> np.ndarray:
+    """(rows,) bool: what is `bought`, and pairs by walking down `order`. The first pair of a query brings its rival."""
+    chosen = bought.copy()
     opened = np.zeros(int(queries.max()) + 1, dtype=bool)
+    opened[queries[bought]] = True
     left = budget
     for row in order:
-        if not left:
+        if left <= 0:
             break
         if chosen[row]:
             continue

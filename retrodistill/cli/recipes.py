@@ -195,7 +195,7 @@ def _run(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
     if results.examples:
         show("\n" + examples_text(results))
     for note in results.notes:
-        show(f"note: {note}")
+        show(note if note in results.warnings else f"note: {note}")
     show(f"\n{out / 'results.json'}\n{out / 'report.html'}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
@@ -21,6 +21,11 @@ from retrodistill.cli.app import (
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log
 
+if TYPE_CHECKING:
+    from retrodistill.data import Collection, Qrels
+    from retrodistill.runs import Run
+    from retrodistill.training.settings import FilterSettings
+
 
 @app.command()
 @with_engine
@@ -33,7 +38,10 @@ def mine(
     random: Annotated[int, Option(help="Random documents to add per query.", min=0)] = 0,
     seed: Annotated[int, Option(help="Seed of the random documents.")] = 0,
 ) -> None:
-    """Mine candidates for queries and write them as a run."""
+    """Mine candidates for queries and write them as a run.
+
+    Their scores are sums of reciprocal ranks. They do not tell false negatives, which 'score --filter' drops.
+    """
     from retrodistill.candidates import mine as mine_candidates
     from retrodistill.data import load_collection
     from retrodistill.runs import write_run
@@ -56,13 +64,24 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
         str | None, Option(help="Number or share of pairs to score (5000, 25%), chosen by the candidates' scores.")
     ] = None,
     budget_by: Annotated[str, Option(help="robust (pairs that candidates' scores leave open) or random.")] = "robust",
+    filter_by: Annotated[
+        str | None,
+        Option(
+            "--filter",
+            metavar="margin=NUMBER|relative=SHARE",
+            help="Drop candidates that may be relevant, since the teacher scores them about as high as the query's "
+            "labeled document: above its score minus a margin, or above a share of it, e.g. relative=0.95.",
+        ),
+    ] = None,
     seed: Annotated[int, Option(help="Seed of the choice of pairs.")] = 0,
     store: StoreOption = None,
     dry_run: DryOption = False,
 ) -> None:
     """Score candidates with one or more teachers; if it is killed, it resumes where it stopped."""
-    from retrodistill.candidates.selection import choose_pairs
+    from retrodistill.candidates.mining import with_positives
+    from retrodistill.candidates.selection import choose_pairs, labeled
     from retrodistill.data import load_collection
+    from retrodistill.encoders.names import parse_model_name
     from retrodistill.rankers import load_ranker, remaining
     from retrodistill.rankers import score as score_candidates
     from retrodistill.runs import fuse, read_run, write_run
@@ -70,6 +89,11 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     corpus, pool = load_collection(collection), read_run(candidates)
     if weight and len(weight) != len(teacher):
         raise UserError(f"{len(weight)} weights for {len(teacher)} teachers; give one per teacher.")
+    rule = None if filter_by is None else _filter_settings(filter_by, teacher, fusion, budget)
+    labels = None if rule is None else _labels(corpus, pool)
+    if labels is not None and not any(parse_model_name(name).kind == "run" for name in teacher):
+        listed = [(query, sorted(documents)) for query, documents in labeled(labels).items()]
+        pool = with_positives(pool, corpus.documents, listed)  # a recorded run would have no scores for them
     chosen = choose_pairs(pool, budget, budget_by, seed=seed) if budget is not None else None
     pairs = pool if chosen is None else chosen.run
     if dry_run:
@@ -84,10 +108,56 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
             show(f"{name}: {work.items} {work.unit} left, about {duration(work.seconds)}{note}")
         return
     runs = score_candidates(corpus, pairs, teacher, store=store)
-    write_run(runs[0] if len(runs) == 1 else fuse(runs, weight, fusion), out)
+    scored = runs[0] if len(runs) == 1 else fuse(runs, weight, fusion)
+    if rule is not None and labels is not None:
+        scored = _below_positives(scored, labels, rule)
+    write_run(scored, out)
     if chosen is not None:
         log(chosen.summary)
-    log(f"{len(pairs)} scores in {out}")
+    log(f"{len(scored)} scores in {out}")
+
+
+def _filter_settings(written: str, teachers: list[str], fusion: str, budget: str | None) -> FilterSettings:
+    """The filter that was written as ``margin=0.05``, or a `UserError` if it does not fit the other options."""
+    from retrodistill.core.settings import validated
+    from retrodistill.training.settings import FilterSettings
+
+    key, _, value = written.partition("=")
+    rule = validated(FilterSettings, {key: value}, f"--filter {written}", "rule")
+    if budget is not None:
+        raise UserError("--filter needs the score of each labeled document, which --budget may not buy; give one.")
+    if kind := rule.without_meaning(teachers, fusion):
+        raise UserError(f"--filter {written}: a share has no meaning for {kind}; give a margin, or fuse by minmax.")
+    return rule
+
+
+def _labels(collection: Collection, pool: Run) -> Qrels:
+    """Labels of the pool's queries in all splits but test."""
+    from retrodistill.data.collection import judgments_of
+
+    queries = collection.queries.select([query for query in pool.query_ids if query in collection.queries])
+    labels = judgments_of(queries, [judged for split, judged in collection.qrels.items() if split != "test"])
+    if not len(labels):
+        raise UserError(
+            f"--filter compares with labeled documents, and no query of the candidates has labels in {collection.name} "
+            "outside the split test."
+        )
+    return labels
+
+
+def _below_positives(scored: Run, labels: Qrels, rule: FilterSettings) -> Run:
+    from retrodistill.candidates.mining import keep_below_margin, keep_below_share, labeled_positives
+
+    positives = labeled_positives(scored, labels)
+    if rule.margin is not None:
+        kept = keep_below_margin(scored, positives, rule.margin)
+    else:
+        kept = keep_below_share(scored, positives, rule.relative or 1.0)
+    log(
+        f"filter of false negatives: dropped {len(scored) - len(kept)} of {len(scored)} candidates; {len(positives)} "
+        f"of {len(scored.query_ids)} queries have a labeled document"
+    )
+    return kept
 
 
 @app.command()

@@ -12,10 +12,11 @@ from retrodistill.core.errors import UserError, unknown
 
 Role = Literal["baseline", "teacher", "control", "student"]
 ROLES: tuple[str, ...] = get_args(Role)
+WARNING = "warning: "  # begins notes that belong into the headline
 REWRITES = "rewrites"  # the first student on rewritten test queries, as teachers get them: not a competitor
 COMPARISON_KEYS = ("a", "b", "measure", "difference", "interval", "p")
 CURVE_KEYS = ("losses", "monitors")
-POINT_KEYS = ("step", "loss", "agreement", "mean_cosine")
+POINT_KEYS = ("step", "loss", "agreement", "ndcg@10", "mean_cosine")
 
 
 def _percentiles(value: dict[str, float]) -> dict[str, float]:
@@ -186,12 +187,13 @@ class Results(Record):
         comparisons: ``{"a", "b", "measure", "difference", "interval", "p"}``; difference is a minus b. Optional:
             ``p_holm`` (corrected for all comparisons here), ``smallest`` (detectable difference, or None), and
             ``wins``, ``ties``, ``losses`` of a.
-        curves: By student, ``{"losses": [{"step", "loss"}], "monitors": [{"step", "agreement", "mean_cosine"}]}``.
+        curves: By student, ``{"losses": [{"step", "loss"}], "monitors": [{"step", "agreement", "ndcg@10",
+            "mean_cosine"}]}``. Monitors look at held-out training queries; ``ndcg@10`` is there if these have labels.
         sides: Names of the two systems whose rankings the queries show, the reference first; empty if unknown.
         examples: Evenly spaced queries with both rankings.
         won, lost: Queries that the second of `sides` answers better, or worse, than the first, from the largest
             difference on.
-        notes: What a reader must know.
+        notes: What a reader must know. Those that begin with ``warning:`` say what to do.
         provenance: Fingerprints and other inputs, by name; values may be nested.
     """
 
@@ -232,6 +234,11 @@ class Results(Record):
             if system.name == name:
                 return system
         raise unknown("system", name, [system.name for system in self.systems])
+
+    @property
+    def warnings(self) -> list[str]:
+        """The notes that are warnings."""
+        return [note for note in self.notes if note.startswith(WARNING)]
 
     def with_role(self, role: Role) -> list[SystemResult]:
         """The systems with this role, in order."""

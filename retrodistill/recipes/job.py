@@ -11,7 +11,7 @@ from typing import cast
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import processes
 from retrodistill.data import Collection, Texts, load_collection
-from retrodistill.data.collection import Qrels
+from retrodistill.data.collection import judgments_of
 from retrodistill.data.conversations import (
     Conversations,
     check_rewrites,
@@ -100,16 +100,13 @@ class Job:
     @cached_property
     def training_data(self) -> TrainingData:
         """What the stages of students read. Neither test queries nor their rewrites are trained on."""
-        test, labels = self.test, None
+        test = self.test
         if self.rewrites is not None:
             rewritten = self.teacher_test_queries
             test = test + Texts.from_pairs((f"rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
-        if any(stage.needs_labels for stage in _stages(self.recipe)):
-            # Judgments of the training queries, from all splits except the test split.
-            train, splits = set(self.train.ids), self.collection.qrels.items()
-            others = [judged.table for split, judged in splits if split != self.recipe.split.test]
-            rows = (row for table in others for row in table.to_pylist() if row["query_id"] in train)
-            labels = Qrels.from_rows((row["query_id"], row["document_id"], row["relevance"]) for row in rows)
+        # Judgments of the training queries, from all splits except the test split.
+        others = {split: judged for split, judged in self.collection.qrels.items() if split != self.recipe.split.test}
+        labels = judgments_of(self.train, others.values())
         return TrainingData(
             self.collection,
             self.train,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -169,7 +169,7 @@ class _Planner:
             first = self._trained.setdefault(fingerprint, title)
             # Everything that determines a stage's texts and pairs, which are made once per key.
             pairs = stage.model_dump_json(include={"teacher", "labels", "texts", "candidates", "positives"})
-            pairs += str((stage.aligns, stage.needs_lists, stage.needs_own_document))
+            pairs += str((stage.aligns, stage.needs_lists, stage.needs_own_document, student.bought_before(number)))
             same_pairs = self._scored.setdefault(pairs, title)
             if first != title:
                 yield Step(f"{title}: the same as {first}")
@@ -225,12 +225,20 @@ class _Planner:
         texts, count = self._stage_texts(stage, data)
         if job.teachers.needs_students(stage):
             yield self._student_teacher(what, stage, data, texts)
+        elif stage.candidates.by_student and self._is_trained(student, number):
+            yield Step(what, unit="pairs")
         elif CURRENT_STUDENT in (stage.candidates.sources or []):
             yield Step(f"{what}, candidates known when the student is trained so far", unit="pairs")
-        elif same_pairs != title:
+        elif same_pairs != title and not stage.candidates.by_student:
             yield Step(f"{what}, the same texts and pairs as {same_pairs}", unit="pairs")
         else:
-            yield from self._teaching(what, stage, data, texts, count)
+            if stage.candidates.by_student and self.is_timed:
+                # Those parts' vectors are made from stored halves and hidden states, at next to no cost.
+                stored: dict[str, tuple[Role, ...]] = {"lexical": ("query", "document"), "head": ("document",)}
+                scoring = self._student_scores(student, texts, self._width(stage, data), stored.get(stage.train, ()))
+                items, seconds, unit = scoring
+                yield Step(f"{title}: choose pairs, known when the student is trained so far", items, unit, seconds)
+            yield from self._teaching(what, stage, data, texts, count, student.bought_before(number).values())
         yield self._training(name, student, number, data, texts, count)
 
     def _stage_texts(self, stage: StageSettings, data: TrainingData) -> tuple[TrainingTexts, int]:
@@ -276,9 +284,18 @@ class _Planner:
         return job.training_data if needs_students else job.teachers.data_of(stage, job.training_data)
 
     def _teaching(
-        self, what: str, stage: StageSettings, data: TrainingData, texts: TrainingTexts, count: int
+        self,
+        what: str,
+        stage: StageSettings,
+        data: TrainingData,
+        texts: TrainingTexts,
+        count: int,
+        bought: Collection[int | str],
     ) -> Iterator[Step]:
-        """The texts to embed, to align with or to mine and score with, and the pairs that a slow teacher scores."""
+        """The texts to embed, to align with or to mine and score with, and the pairs that a slow teacher scores.
+
+        `bought` are the budgets of earlier stages whose pairs count.
+        """
         job, queries = self.job, data.teacher_queries(texts.texts)
         encoders = {job.space.name: job.space}
         if stage.needs_lists:
@@ -295,7 +312,7 @@ class _Planner:
             yield joined(what, steps) if steps else Step(what, unit="texts")
             is_embedded = False
         if stage.needs_lists and not stage.any_document:
-            pairs = self._pairs(what, stage, data, texts, count, is_embedded=is_embedded)
+            pairs = self._pairs(what, stage, data, texts, count, bought, is_embedded=is_embedded)
             if pairs.items or is_embedded:
                 yield pairs
 
@@ -306,6 +323,7 @@ class _Planner:
         data: TrainingData,
         texts: TrainingTexts,
         size: int,
+        bought: Collection[int | str],
         *,
         is_embedded: bool,
     ) -> Step:
@@ -313,24 +331,30 @@ class _Planner:
         rows = np.unique(np.linspace(0, len(texts) - 1, _SAMPLE, dtype=int))
         some = texts.texts.select([texts.texts.ids[row] for row in rows])
         is_slow = data.teacher.run is None and not data.teacher.is_cheap
+        budget, random = stage.candidates.budget, stage.candidates.random
+        is_known = not bought and not stage.candidates.by_student  # otherwise the choice depends on earlier stages
+        if is_slow and self.is_timed and is_known and scores_file(stage, data, texts.texts).exists():
+            return Step(what, 0, "pairs")
+        if budget is not None:  # it does not buy random documents
+            unlimited = stage.candidates.model_copy(update={"budget": None, "random": 0})
+            stage = stage.model_copy(update={"candidates": unlimited})
         width: float = self._width(stage, data)
         share, seconds = 1.0, 0.0
-        if is_slow and self.is_timed and scores_file(stage, data, texts.texts).exists():
-            return Step(what, 0, "pairs")
         if is_slow and self.is_timed:
             if is_embedded:
-                unlimited = stage.candidates.model_copy(update={"budget": None})
-                pool = candidate_pairs(stage.model_copy(update={"candidates": unlimited}), data, some)[0]
+                pool = candidate_pairs(stage, data, some).run
             else:
                 pool = random_documents(some.ids, self.job.collection.documents.ids, int(width), data.seed)
             work = data.teacher.remaining(data.teacher_queries(some), self.job.collection, pool)
             width, share = len(pool) / len(some), work.items / len(pool)
             seconds = work.seconds / max(1, work.items)
-        count = round(size * width)
-        if stage.candidates.budget is not None:
-            count = min(count, pairs_within(stage.candidates.budget, count))
-        needs = Needs(self.held + self.corpus + sizes.lists(count), out=sizes.stored_pairs(count), advice=FEWER_TEXTS)
-        left = round(count * share) if is_slow else 0
+        mined = count = listed = round(size * width)
+        if budget is not None:
+            count = min(mined, pairs_within(budget, mined))
+            listed = count + size * random
+        needs = Needs(self.held + self.corpus + sizes.lists(listed), out=sizes.stored_pairs(listed), advice=FEWER_TEXTS)
+        before = max((pairs_within(earlier, mined) for earlier in bought), default=0)
+        left = round(max(0, count - before) * share) if is_slow else 0
         return Step(what, left, "pairs", left * seconds, needs)
 
     def _width(self, stage: StageSettings, data: TrainingData) -> int:
@@ -345,33 +369,38 @@ class _Planner:
         for member in stage.teacher:
             if not is_student(member.model) or not self.is_timed:
                 continue
-            name = parse_student(member.model)[0]
-            settings = self.job.recipe.students[name]
-            teacher = settings.kind.wrap(self._model(settings), f"{settings.kind.name}:{name}", None)
-            with throw_away_cache(), muted():
-                if not settings.kind.can_search:
-                    pairs = len(texts) * self._width(stage, data)
-                    document = self.job.collection.documents.slice(0, 1)[0]
-                    probe = [(text, document) for text in texts.texts.texts[:_PAIRS]]
-                    started = time.perf_counter()
-                    teacher.score(probe)
-                    rate = (time.perf_counter() - started) / len(probe)
-                    items, seconds, unit = items + pairs, seconds + rate * pairs, "pairs"
-                    continue
-                sides: list[tuple[Texts, Role]] = [(texts.texts, "query")]
-                if settings.documents == "student":
-                    sides.append((self.job.collection.documents, "document"))
-                for side, role in sides:
-                    count, more = seconds_to_embed(teacher, side.texts, role)
-                    items, seconds = items + count, seconds + more
+            settings = self.job.recipe.students[parse_student(member.model)[0]]
+            count, more, unit = self._student_scores(settings, texts, self._width(stage, data))
+            items, seconds = items + count, seconds + more
         return Step(f"{what}, known when that student is trained", items, unit, seconds)
+
+    def _student_scores(
+        self, settings: StudentSettings, texts: TrainingTexts, width: int, stored: Sequence[Role] = ()
+    ) -> tuple[int, float, str]:
+        """What a student embeds, or scores, for `width` candidates of each text: items, seconds, and their unit.
+
+        The seconds are those of its start model; sides whose vectors are `stored` take none.
+        """
+        student = settings.kind.wrap(self._model(settings), f"{settings.kind.name}:student", None)
+        with throw_away_cache(), muted():
+            if not settings.kind.can_search:
+                pairs = len(texts) * width
+                document = self.job.collection.documents.slice(0, 1)[0]
+                probe = [(text, document) for text in texts.texts.texts[:_PAIRS]]
+                started = time.perf_counter()
+                student.score(probe)
+                return pairs, (time.perf_counter() - started) / len(probe) * pairs, "pairs"
+            sides: list[tuple[Texts, Role]] = [(texts.texts, "query")]
+            if settings.documents == "student":
+                sides.append((self.job.collection.documents, "document"))
+            embedded = [seconds_to_embed(student, side.texts, role) for side, role in sides if role not in stored]
+            return sum(count for count, _ in embedded), sum(seconds for _, seconds in embedded), "texts"
 
     def _training(
         self, name: str, student: StudentSettings, number: int, data: TrainingData, texts: TrainingTexts, size: int
     ) -> Step:
         job, stage, title = self.job, student.stages[number - 1], f"{name}, stage {number}: train"
-        manifest = manifest_after_stage(student, job.training_data, number, job.teachers)
-        if manifest.matches(work_folder(job.training_data) / manifest.fingerprint, STUDENT_MANIFEST):
+        if self._is_trained(student, number):
             return Step(f"{name}, stage {number}: already trained")
         # About as many as if every list taught something; of a selection, no more than that.
         prepared = Prepared(texts, None, [], held_out_rows(texts, None, job.recipe.seed))
@@ -383,6 +412,12 @@ class _Planner:
         if self.is_timed:
             seconds = stage_pace(student, number, data, self._model(student)).seconds(count, len(texts))
         return Step(title, count, "steps", seconds, self._training_needs(student, stage, data, size))
+
+    def _is_trained(self, student: StudentSettings, number: int) -> bool:
+        """Whether the student after this stage is kept."""
+        data = self.job.training_data
+        manifest = manifest_after_stage(student, data, number, self.job.teachers)
+        return manifest.matches(work_folder(data) / manifest.fingerprint, STUDENT_MANIFEST)
 
     def _training_needs(self, student: StudentSettings, stage: StageSettings, data: TrainingData, texts: int) -> Needs:
         model, width, batch = self._model(student), self._width(stage, data), stage.training.batch_size

@@ -12,6 +12,7 @@ from retrodistill.evaluation.examples import MEASURE, shown_queries
 from retrodistill.evaluation.results import Results, SystemResult
 from retrodistill.evaluation.significance import paired_tests
 from retrodistill.evaluation.systems import Measured
+from retrodistill.recipes.against_bm25 import unlabeled_warnings
 from retrodistill.recipes.job import Job
 from retrodistill.recipes.students import Distilled
 from retrodistill.recipes.systems import space_row, teacher_row
@@ -32,6 +33,7 @@ def job_results(
     recipe, teacher = job.recipe, teacher_row(job)
     reference = space_row(job) if recipe.index.learn else teacher
     rows = _rows(job, measured, teacher, reference)
+    unlabeled = [] if job.collection.qrels else unlabeled_warnings(students, {row.name: row for row in rows})
     shown: dict[str, Any] = {}
     left_out = len(job.collection.split(recipe.split.train)) - len(job.train)
     if student := best_student(rows):
@@ -53,7 +55,7 @@ def job_results(
         comparisons=_comparisons(measured, recipe.seed),
         curves=curves,
         **shown,
-        notes=_notes(job, students, teacher),
+        notes=[*unlabeled, *_notes(job, students, teacher)],
         provenance={
             "collection": job.collection.fingerprint,
             "documents": str(len(job.collection.documents)),

@@ -17,6 +17,7 @@ from retrodistill.evaluation.evaluating import evaluate_systems
 from retrodistill.evaluation.results import Results
 from retrodistill.evaluation.systems import write_per_query
 from retrodistill.recipes import systems
+from retrodistill.recipes.against_bm25 import labeled_warnings
 from retrodistill.recipes.cards import write_cards
 from retrodistill.recipes.job import Job, open_job
 from retrodistill.recipes.loading import load_recipe, recipe_yaml
@@ -88,6 +89,7 @@ def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
         compared += compressed
     started = time.perf_counter()
     with timed(seconds, "evaluate"):
+        job.notes[:0] = labeled_warnings(job, trained.values(), compared)
         measured = evaluate_systems(compared, job.task, job.evaluation)
     for name, system in measured.items():
         save_run(system.load_run(), job.out / "runs" / name)

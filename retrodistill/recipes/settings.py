@@ -208,12 +208,10 @@ class Recipe(Settings):
 
     def _check_filter(self, stage: StageSettings) -> None:
         given = stage.candidates.filter
-        if given is None or given.relative is None or stage.labels != "scores":
+        if given is None or stage.labels != "scores":
             return
-        teacher = stage.teacher or self.teacher
-        fused = len(teacher) > 1 and self.fusion.startswith("zscore")
-        if fused or any(member.model.startswith("cross-encoder:") for member in teacher):
-            kind = f"fusion: {self.fusion}" if fused else "a cross-encoder's logits"
+        kind = given.without_meaning([member.model for member in stage.teacher or self.teacher], self.fusion)
+        if kind is not None:
             raise ValueError(
                 f"candidates.filter.relative is a share, which has no meaning for {kind}; set candidates.filter to a "
                 "margin, or labels: sigmoid, or fusion: minmax"

@@ -242,6 +242,21 @@ class StudentSettings(Settings):
         if stage.own_tokens and self.head != "vdr":
             raise ValueError("own_tokens is for head: vdr, which always keeps a text's own tokens; remove own_tokens")
 
+    def bought_before(self, number: int) -> dict[int, int | str]:
+        """Budgets of the earlier stages, by their number from 1, whose bought pairs count for the budget of a stage."""
+        # A round of buying is a stage, with a budget that grows from stage to stage. No other setting is needed, rounds
+        # differ in whatever stages differ in, and a stage is what resumes, is planned, and has a curve and a card.
+        # A stage with the same candidates has the same pairs, unless the student chooses them.
+        stage = self.stages[number - 1]
+        return {
+            place: earlier.candidates.budget
+            for place, earlier in enumerate(self.stages[: number - 1], start=1)
+            if stage.candidates.budget is not None
+            and earlier.candidates.budget is not None
+            and earlier.teacher == stage.teacher
+            and (stage.candidates.by_student or earlier.candidates != stage.candidates)
+        }
+
     @model_validator(mode="after")
     def _documents_fit(self) -> StudentSettings:
         moving = [stage.train for stage in self.stages if stage.train != "query_encoder"]

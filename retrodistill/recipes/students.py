@@ -50,6 +50,7 @@ class Distilled:
     seconds: float  # of training
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)  # of all stages, with steps counted through
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know about it
+    held_out: list[str] = field(default_factory=list)  # ids of training queries that no stage was trained on
     role: Role = "student"
     truncate: int | None = None  # leading dimensions that its index keeps; None for the recipe's
 
@@ -153,7 +154,8 @@ class _Training:
         encoder = load_student(folder)
         record = Manifest.read(folder, STUDENT_MANIFEST).about
         documents = space_of(self._data) if self._students[name].documents == "frozen" else encoder
-        return Distilled(name, encoder, documents, record["seconds"], record["curves"], record.get("notes", []))
+        notes, held_out = record.get("notes", []), record.get("held_out", [])  # earlier versions have none
+        return Distilled(name, encoder, documents, record["seconds"], record["curves"], notes, held_out)
 
     def is_saved(self, state: StudentState) -> bool:
         """Whether the student can be loaded in this state: it is kept, or finished."""
@@ -190,7 +192,10 @@ class _Training:
             giver = self.student_after(*student_state(stage.start, self._students)).model
             weights = weights_to_start_from(model, giver, stage.start)
             settings.kind.transformer(model).load_state_dict(weights, strict=False)  # type: ignore[misc]
-        data = replace(self._data, own_documents=settings.documents == "student")
+        learned = dict(enumerate(record.get("stages", []), start=1))  # old versions kept no scores, or no stages
+        files = (learned.get(earlier, {}).get("scores") for earlier in settings.bought_before(number))
+        bought = tuple(file for file in files if file is not None)
+        data = replace(self._data, own_documents=settings.documents == "student", bought=bought)
         if self._teachers is not None:
             data = self._teachers.data_of(stage, data, self.student_after)
         terms = [f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.objectives]
@@ -253,6 +258,7 @@ def work_folder(data: TrainingData) -> Path:
 
 def _extended(record: dict[str, Any], history: History) -> dict[str, Any]:
     """The record with one more stage, with steps counted through."""
+    known = record.get("held_out", []) if record.get("stages") else history.held_out
     curves = {
         curve: [*earlier, *({**entry, "step": entry["step"] + record["steps"]} for entry in getattr(history, curve))]
         for curve, earlier in record["curves"].items()
@@ -262,5 +268,6 @@ def _extended(record: dict[str, Any], history: History) -> dict[str, Any]:
         "steps": record["steps"] + history.steps,
         "curves": curves,
         "notes": [*record.get("notes", []), *history.notes],
+        "held_out": [query for query in known if query in set(history.held_out)],
         "stages": [*record.get("stages", []), history.learned],
     }

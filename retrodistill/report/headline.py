@@ -24,6 +24,7 @@ def answer(results: Results) -> list[str]:
         failed = other.role == "control" and (student.ndcg10 or 0.0) <= (other.ndcg10 or 0.0)
         # A distillation that did not help is the main result.
         sentences.insert(1 if failed else len(sentences), _against(results, student, other))
+    sentences[2:2] = [f"{warning[0].upper()}{warning[1:]}" for warning in results.warnings]
     return [*sentences, *_other_students(results, student)]
 
 

@@ -18,7 +18,7 @@ from retrodistill.report.columns import PAGE, Column
 from retrodistill.report.headline import answer, comparison_of
 
 _ONE_SIZE = 1.05  # sizes within this factor are one size: two indexes of the same vectors
-_CURVES = {"agreement": ("agreement", "first"), "mean_cosine": ("mean cosine", "second")}  # title and CSS class
+_FAR = 2  # times the height of the other points: further away, a curve's start is not drawn
 _TEXT = 300  # characters of a document that are always shown; the rest unfolds
 _CONTROL = {code: " " for code in range(32) if chr(code) not in "\n\t"}
 
@@ -108,16 +108,34 @@ def _curves(name: str, curve: Mapping[str, list[dict[str, Any]]]) -> Context:
     monitors = curve.get("monitors", [])
     # Monitors run twice at the step where a later stage begins: after one stage and before the next.
     stages = [point["step"] for point, other in pairwise(monitors) if point["step"] == other["step"]]
-    losses = _points(curve.get("losses", []), "loss")
-    lines = [(title, kind, _points(monitors, key)) for key, (title, kind) in _CURVES.items()]
-    lines = [line for line in lines if line[2]]
+    losses, cosines = _points(curve.get("losses", []), "loss"), _points(monitors, "mean_cosine")
+    agreement, quality = _points(monitors, "agreement"), _points(monitors, "ndcg@10")
+    lines = {kind: points for kind, points in {"first": agreement, "second": quality}.items() if points}
+    drawn = _without_far_starts(lines)
+    title = "agreement and nDCG@10" if quality else "agreement"
     return {
         "name": name,
         "has_stages": bool(stages),
         "loss": figures.curve_figure({"first": losses}, "loss", stages, smooth=True),
         "losses": losses,
-        "agreement": figures.curve_figure({kind: points for _, kind, points in lines}, "agreement", stages),
-        "lines": lines,
+        "ranking": figures.curve_figure(drawn, title, stages),
+        "is_cut": drawn != lines,
+        "agreement": agreement,
+        "quality": quality,
+        "best": max(quality, key=lambda point: point[1], default=None),
+        "cosine": figures.curve_figure({"first": cosines}, "mean cosine", stages),
+        "cosines": cosines,
+    }
+
+
+def _without_far_starts(lines: Mapping[str, list[figures.Place]]) -> dict[str, list[figures.Place]]:
+    """The lines without starts so far from all other points that nothing else would be seen."""
+    others = [value for points in lines.values() for _, value in points[1:]]
+    low, high = min(others, default=0.0), max(others, default=0.0)
+    reach = _FAR * (high - low)
+    return {
+        kind: points[1:] if len(points) > 3 and not low - reach <= points[0][1] <= high + reach else points
+        for kind, points in lines.items()
     }
 
 

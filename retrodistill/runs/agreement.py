@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,6 +27,21 @@ def rank_agreement(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     got = (same * gains).sum(axis=2) @ discounts
     ideal = np.where(teacher >= 0, gains, 0) @ discounts
     return got / np.where(ideal > 0, ideal, 1.0)
+
+
+def labeled_ndcg(ranked: np.ndarray, grades: Mapping[int, Mapping[int, int]]) -> float:
+    """Mean nDCG of the rows of ``ranked`` that have labels; as trec_eval's ndcg_cut_k where lists are a whole corpus.
+
+    The rankings are (queries, k) document numbers, best first; ``grades`` are by row and document number, above 0, of
+    at least one row. The ideal is the best order of the documents that have grades. Returns a value in 0..1.
+    """
+    discounts = 1 / np.log2(np.arange(2, ranked.shape[1] + 2))
+    values = []
+    for row, judged in grades.items():
+        gains = np.array([judged.get(document, 0) for document in ranked[row].tolist()])
+        ideal = np.sort(list(judged.values()))[::-1][: len(discounts)]
+        values.append(gains @ discounts / (ideal @ discounts[: len(ideal)]))
+    return float(np.mean(values))
 
 
 def overlap(student: Run, teacher: Run, k: int = 10, *, tie: float | None = None) -> dict[str, float]:

@@ -24,7 +24,7 @@ from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss, MultiExitLoss, multi_exit, through_exit
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
-from retrodistill.training.prepared import teacher_rows, training_rows
+from retrodistill.training.prepared import labeled_places, teacher_rows, training_rows
 from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import BothEncoders, StageRun, evaluating, fit, train_both
@@ -238,15 +238,17 @@ def held_out_monitor(
     teacher_vectors: np.ndarray | None = None,
     stored: np.ndarray | None = None,
 ) -> HeldOutMonitor | None:
-    """Agreement with the teacher on held-out texts by (corpus, d) document vectors; None for fewer than two texts.
+    """Agreement with the teacher, and with labels, on held-out texts by (corpus, d) document vectors.
 
-    Stages without lists also need (texts, d) teacher embeddings and (corpus, d) stored document vectors.
+    None for fewer than two texts. Stages without lists also need (texts, d) teacher embeddings and (corpus, d) stored
+    document vectors.
     """
     prepared, texts = run.prepared, run.prepared.texts.texts.texts
     if len(prepared.held_out) < 2:
         return None
     ranked = teacher_rows(prepared, _AGREEMENT_DEPTH, teacher_vectors, stored)
-    return HeldOutMonitor(run.student, [texts[row] for row in prepared.held_out], ranked, documents)
+    grades = labeled_places(prepared, run.data, prepared.held_out)
+    return HeldOutMonitor(run.student, [texts[row] for row in prepared.held_out], ranked, documents, grades)
 
 
 def loss_of_variants(student: Encoder, stage: StageSettings, make: Callable[[int, bool], DistillationLoss]) -> Any:

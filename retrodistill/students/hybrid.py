@@ -272,6 +272,7 @@ KIND = replace(
     train=train_hybrid,
     transformer=None,
     store_documents=lambda student, texts: store_vectors(student, texts, "document"),
+    store_queries=lambda student, texts: store_vectors(student, texts, "query"),
     parts=("lexical",),
     defaults=lambda settings: replace(DENSE.defaults(settings), train="lexical"),
     options=frozenset({"dimension", "lexical_dim"}),

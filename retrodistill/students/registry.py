@@ -81,6 +81,8 @@ class Kind:
     at_stage: Callable[[Any, Any, int], Any] = lambda model, settings, stage: model
     # (student, texts): stores document vectors where training kept what gives them.
     store_documents: Callable[[Any, Sequence[str]], None] = lambda student, texts: None
+    # (student, texts): the same for queries.
+    store_queries: Callable[[Any, Sequence[str]], None] = lambda student, texts: None
     # (student, name) -> retriever without an index, by what training stored.
     exhaustive: Callable[[Any, str], Any] | None = None
     # (student, TrainingData) -> (about, notes): further entries of a trained student's manifest.
@@ -169,6 +171,7 @@ def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path
         prepared = prepare(stage, data)
     history = kind.train(StageRun(student, stage, data, prepared, folder, what))
     history.notes = [*prepared.notes, *history.notes]
+    history.held_out = prepared.held_out_queries
     history.learned = {**learned_from(prepared, stage, data), "steps": history.steps, "seconds": history.seconds}
     return history
 

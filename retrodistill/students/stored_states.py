@@ -34,7 +34,7 @@ from retrodistill.students.clustering import padded
 from retrodistill.training.groups import require_groups
 from retrodistill.training.lists import ListBatch
 from retrodistill.training.loss import DistillationLoss
-from retrodistill.training.prepared import teacher_rows, training_rows
+from retrodistill.training.prepared import labeled_places, teacher_rows, training_rows
 from retrodistill.training.scorers import Scorer
 from retrodistill.training.stages import StageRun, drawn_groups, evaluating, fit
 from retrodistill.training.trainer import History, RankMonitor
@@ -325,7 +325,7 @@ def train_head(run: StageRun, scorer: HeadScorer, watch: Watch = lambda document
 
 
 def _monitor(run: StageRun, scorer: HeadScorer, watch: Watch) -> RankMonitor | None:
-    """Agreement with the teacher over a sample of the corpus."""
+    """Agreement with the teacher, and with labels, over a sample of the corpus."""
     prepared, texts = run.prepared, run.prepared.texts.texts.texts
     if len(prepared.held_out) < 2:
         return None
@@ -341,4 +341,5 @@ def _monitor(run: StageRun, scorer: HeadScorer, watch: Watch) -> RankMonitor | N
             return np.concatenate([scorer.matrix(queries, block).cpu().numpy() for block in blocks], axis=1)
 
     counted = sample[np.linspace(0, len(sample) - 1, min(_COUNTED, len(sample)), dtype=int)]
-    return RankMonitor(scores, ranked, lambda: watch(counted))
+    grades = labeled_places(prepared, run.data, prepared.held_out, sample)
+    return RankMonitor(scores, ranked, lambda: watch(counted), grades)

@@ -268,7 +268,7 @@ def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrel
     objective counts them as negatives. Pseudo-queries keep the document that they were taken from.
     """
     positives = texts.sources.copy()
-    for text, grades in graded_positions(texts, corpus, labels).items():
+    for text, grades in graded_positions(texts.texts, corpus, labels).items():
         if lists.teacher is not None:
             judged = np.array(list(grades))
             scores = dict(zip(grades, lists.teacher.pairs(np.full(len(judged), text), judged).tolist(), strict=True))
@@ -280,10 +280,10 @@ def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrel
     return positives
 
 
-def graded_positions(texts: TrainingTexts, corpus: Texts, labels: Qrels) -> dict[int, dict[int, int]]:
+def graded_positions(texts: Texts, corpus: Texts, labels: Qrels) -> dict[int, dict[int, int]]:
     """Grades above 0 by row of the text and corpus position, for the texts that are judged."""
     relevant = labels.table.filter(pc.greater(labels.table["relevance"], 0))
-    rows = texts.texts.positions(relevant["query_id"].to_pylist())
+    rows = texts.positions(relevant["query_id"].to_pylist())
     positions = corpus.positions(relevant["document_id"].to_pylist())
     known = np.flatnonzero((rows >= 0) & (positions >= 0))
     grades = relevant["relevance"].to_numpy()[known]

@@ -12,6 +12,7 @@ from retrodistill.candidates.selection import labeled, prod_selection, pseudo_la
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest
 from retrodistill.core.runtime import log, main_first
+from retrodistill.data.collection import judgments_of
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.vectors import exact_search
@@ -19,7 +20,7 @@ from retrodistill.objectives.classes import PseudoClasses, classes_of
 from retrodistill.runs.run import Run
 from retrodistill.training.lists import Lists, graded_positions
 from retrodistill.training.loss import Term
-from retrodistill.training.scoring import ScoredLists, candidate_sources, scored_lists, stage_texts
+from retrodistill.training.scoring import ScoredLists, candidate_sources, scored_lists, scores_file, stage_texts
 from retrodistill.training.settings import SelectionSettings, StageSettings
 from retrodistill.training.texts import TrainingTexts
 from retrodistill.training.training_data import TrainingData
@@ -39,6 +40,12 @@ class Prepared:
     chosen: np.ndarray | None = None  # (texts,) bool, which of them may be trained on; None for all
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know
     classes: PseudoClasses | None = None  # of the texts, if an objective sees them
+    free: int = 0  # candidates that the teacher did not score: random documents beside a recorded run or a budget
+
+    @property
+    def held_out_queries(self) -> list[str]:
+        """Ids of the held-out texts that are real queries."""
+        return [self.texts.texts.ids[row] for row in self.held_out if self.texts.sources[row] < 0]
 
 
 def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
@@ -49,7 +56,7 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     """
     texts = stage_texts(stage, data)
     scored = scored_lists(stage, data, texts) if stage.needs_lists else None
-    lists, spread, notes = (None, 1.0, []) if scored is None else (scored.lists, scored.spread, scored.notes)
+    lists, spread, _, notes, free = (None, 1.0, None, [], 0) if scored is None else scored
     if texts.left_out:
         notes = [f"{texts.left_out} texts of documents are test queries, or nearly, and are left out.", *notes]
     terms = [
@@ -61,9 +68,9 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     held_out = held_out_rows(texts, lists, data.seed)
     classes = _pseudo_classes(stage, data, texts) if stage.needs("classes") else None
     if stage.selection is None or scored is None:
-        return Prepared(texts, lists, terms, held_out, notes=notes, classes=classes)
+        return Prepared(texts, lists, terms, held_out, notes=notes, classes=classes, free=free)
     chosen, note = selected(stage.selection, data, texts, scored)
-    return Prepared(texts, lists, terms, held_out, chosen, [*notes, note], classes)
+    return Prepared(texts, lists, terms, held_out, chosen, [*notes, note], classes, free)
 
 
 def _check_labels(lists: Lists) -> None:
@@ -81,7 +88,7 @@ def _pseudo_classes(stage: StageSettings, data: TrainingData, texts: TrainingTex
         raise UserError("objective 'lelp' needs a dense teacher, whose embeddings it splits; set 'document_encoder'.")
     documents = texts.sources.copy()
     if stage.reads_labels:
-        for row, grades in graded_positions(texts, data.collection.documents, data.qrels()).items():
+        for row, grades in graded_positions(texts.texts, data.collection.documents, data.qrels()).items():
             documents[row] = max(grades, key=lambda position: (grades[position], -position))
     embeddings = embed(data.space, data.teacher_queries(texts.texts).texts, "query")
     parts = next(term.parts for term in stage.objectives if term.objective.needs("classes"))
@@ -155,7 +162,8 @@ def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -
 
     It holds the numbers of ``texts``, of real ``queries`` among them, of ``held_out`` texts, of ``selected`` ones if
     the stage selects, and of ``pairs`` with teacher scores; the ``sources`` that proposed these, empty if none were
-    needed; and by objective the ``temperatures`` that student and teacher scores were divided by.
+    needed; with a budget, the file of the ``scores``; and by objective the ``temperatures`` that student and teacher
+    scores were divided by.
     """
     texts, lists, sources = prepared.texts, prepared.lists, []
     if stage.needs_lists:  # the rows of a recorded run are the candidates
@@ -166,8 +174,9 @@ def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -
         "queries": int((texts.sources < 0).sum()),
         "held_out": len(prepared.held_out),
         **({} if prepared.chosen is None else {"selected": int(prepared.chosen.sum())}),
-        "pairs": 0 if lists is None else int(lists.sizes.sum()),
+        "pairs": 0 if lists is None else int(lists.sizes.sum()) - prepared.free,
         "sources": sources,
+        **({} if stage.candidates.budget is None else {"scores": scores_file(stage, data, texts.texts).name}),
         "temperatures": {
             term.name: {"student": float(term.student_temperature), "teacher": float(term.teacher_temperature)}
             for term in prepared.terms
@@ -183,6 +192,27 @@ def held_out_rows(texts: TrainingTexts, lists: Lists | None, seed: int) -> np.nd
     pool = real if len(real) >= 10 else np.flatnonzero(known)
     count = min(_HELD_OUT, len(pool) // 10)
     return np.sort(np.random.default_rng(seed).choice(pool, count, replace=False))
+
+
+def labeled_places(
+    prepared: Prepared, data: TrainingData, rows: np.ndarray, documents: np.ndarray | None = None
+) -> dict[int, dict[int, int]]:
+    """Labels above 0 of the texts at (n,) `rows`: grades by place in `rows` and corpus position; texts without are out.
+
+    With `documents`, (m,) or (n, m) corpus positions, -1 for padding, grades are by place in these instead, and labels
+    of other documents are left out.
+    """
+    if data.labels is None:
+        return {}
+    texts = prepared.texts.texts.select([prepared.texts.texts.ids[row] for row in rows])
+    graded = graded_positions(texts, data.collection.documents, judgments_of(texts, [data.labels]))
+    if documents is None:
+        return graded
+    lists, found = np.broadcast_to(documents, (len(rows), documents.shape[-1])), {}
+    for row, grades in graded.items():
+        places = np.flatnonzero(np.isin(lists[row], list(grades)))
+        found[row] = {place: grades[int(lists[row, place])] for place in places.tolist()}
+    return {row: grades for row, grades in found.items() if grades}
 
 
 def training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from retrodistill.candidates.mining import mine
+from retrodistill.candidates.mining import mine, with_positives
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.candidates.selection import Budget, choose_pairs, labeled
 from retrodistill.core.errors import UserError
@@ -26,7 +28,7 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.fusion import union
-from retrodistill.runs.run import Run, align
+from retrodistill.runs.run import Run, align, look_up
 from retrodistill.training.lists import Lists, below_positives, best_labeled, lists_from_run, lists_over_corpus
 from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student
 from retrodistill.training.texts import TrainingTexts, training_texts
@@ -34,6 +36,8 @@ from retrodistill.training.training_data import TrainingData
 
 WHOLE = 30_000  # documents of a corpus of which a list may be all: a step costs its vectors' products with each
 _SPREAD_SAMPLE = 512  # rows of a corpus matrix on which its spread is measured
+_SCORES = "scores"  # in a job's folder
+_FREE = "not scored"  # in the place of a source: documents that are drawn at random and that the teacher did not score
 _CHEAP = ("bm25", "dense", "static", "vectors")  # they score any pair at no cost once texts are embedded
 
 
@@ -44,6 +48,15 @@ class ScoredLists(NamedTuple):
     spread: float  # mean over the lists of the standard deviation of a list's scores
     run: Run | None  # the scores as a run; None if a list is the whole corpus
     notes: list[str]  # what a reader of the results should know
+    free: int = 0  # random documents among them that the teacher did not score
+
+
+class CandidatePairs(NamedTuple):
+    """Candidates of a stage."""
+
+    run: Run  # what the teacher scores
+    notes: list[str]  # on the choice
+    free: Run | None = None  # random documents of the same queries that count as the lowest of their list
 
 
 def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
@@ -62,6 +75,7 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
     hide, documents = not stage.needs_own_document, data.collection.documents
     run: Run | None = None
     notes: list[str] = []
+    free = 0
     if stage.any_document:
         teacher = data.teacher.corpus_scores(data.teacher_queries(texts.texts), data.collection)
         sample = np.linspace(0, len(texts) - 1, min(_SPREAD_SAMPLE, len(texts)), dtype=int)
@@ -73,21 +87,22 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
             lists = lists_over_corpus(teacher, texts.sources, hide_source=hide)
         else:
             run, notes = scored_candidates(stage, data, texts.texts, teacher)
+            free = len(run) - len(scored_by_teacher(run))
             lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
             shared = 0 if stage.draws_groups else min(stage.candidates.shared, len(documents))
             lists = replace(lists, teacher=teacher, shared=shared, seed=data.seed)
     else:
         scored, notes = scored_candidates(stage, data, texts.texts)
-        run, dropped = check_trainable(scored)
+        run, dropped = check_trainable(scored_by_teacher(scored))
         if any(dropped.values()):
             log(f"left out: {dropped['single']} queries with one candidate, {dropped['flat']} with equal scores")
-        spread = temperature_for(run, 1.0)
-        if data.teacher.run is not None and stage.candidates.random:
-            # The run leaves these out because they were worse than what it lists: they get its lowest score.
-            drawn = random_documents(run.query_ids, documents.ids, stage.candidates.random, data.seed)
-            pairs, aligned = align([run, drawn], run.name)
-            lowest = np.minimum.reduceat(run.scores, run.bounds[:-1])[pairs.query_codes]
-            run = pairs.with_scores(np.where(np.isnan(aligned[:, 0]), lowest, aligned[:, 0]))
+        spread, labeled = temperature_for(run, 1.0), len(run)
+        if stage.candidates.budget is not None:
+            run = scored.select(run.query_ids)
+        elif data.teacher.run is not None and stage.candidates.random:
+            # The run leaves these out because they were worse than what it lists.
+            run = _with_lowest(run, random_documents(run.query_ids, documents.ids, stage.candidates.random, data.seed))
+        free = len(run) - labeled
         lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
     if stage.reads_labels:
         lists = replace(lists, positives=best_labeled(lists, texts, documents, data.qrels()))
@@ -95,7 +110,7 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
         lists, note = below_positives(lists, stage.candidates.filter, data.teacher.name)
         log(note)
         notes = [*notes, note]
-    return ScoredLists(lists, spread, run, notes)
+    return ScoredLists(lists, spread, run, notes, free)
 
 
 def scored_candidates(
@@ -103,18 +118,21 @@ def scored_candidates(
 ) -> tuple[Run, list[str]]:
     """Candidates with the teacher's scores and notes on their choice; read from the folder if nothing changed.
 
-    `scores` are those of the texts with any document, where the stage needs them; those of candidates are among them.
+    Random documents that a budget does not buy are among them (see `scored_by_teacher`). `scores` are those of the
+    texts with any document, where the stage needs them; those of candidates are among them.
     """
     queries, path = data.teacher_queries(texts), scores_file(stage, data, texts)
     about = path.with_suffix(".json")
     if path.exists():
         return read_run(path), read_json(about)["notes"] if about.exists() else []
-    pairs, notes = candidate_pairs(stage, data, texts)
+    pairs, notes, free = candidate_pairs(stage, data, texts)
     if scores is None:
         run = data.teacher.score(queries, data.collection, pairs)
     else:
         found = scores.pairs(*pairs.positions(texts, data.collection.documents))
         run = pairs.with_scores(found, data.teacher.name)
+    if free is not None:
+        run = _with_lowest(run, free)
     if notes:
         write_json(about, {"notes": notes})
     write_run(run, path)  # last, so that its presence means that the notes are complete
@@ -128,7 +146,7 @@ def scores_file(stage: StageSettings, data: TrainingData, texts: Texts) -> Path:
     key: list[object] = [corpus, texts.fingerprint, teacher, sources, settings.depth, settings.random, data.seed]
     if queries is not texts:
         key += ["asked", queries.fingerprint]
-    if data.student is not None and CURRENT_STUDENT in sources:
+    if data.student is not None and (CURRENT_STUDENT in sources or settings.by_student):
         key += [CURRENT_STUDENT, data.student.fingerprint]
     if stage.reads_labels:
         key += ["labels", data.qrels().fingerprint]
@@ -136,19 +154,43 @@ def scores_file(stage: StageSettings, data: TrainingData, texts: Texts) -> Path:
         key += ["with positives"]
     if settings.budget is not None:
         key += ["budget", settings.budget, settings.budget_by, stage.needs_own_document]
+        key += ["random documents are free"] if settings.random else []
+        key += ["bought", *data.bought] if data.bought else []
+        key += [stage.list_temperature] if settings.by_student else []
     if stage.any_document:
         key += ["standardized over the corpus"]
-    return data.folder / "scores" / f"{digest(*key)}.parquet"
+    return data.folder / _SCORES / f"{digest(*key)}.parquet"
 
 
-def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> tuple[Run, list[str]]:
-    """The pairs that the stage's teacher scores, mined or recorded and within the budget, and notes on their choice."""
-    pool = _mined(stage, data, texts)
+def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> CandidatePairs:
+    """The stage's candidates, mined or recorded, and within the budget."""
+    pool, random = _mined(stage, data, texts), stage.candidates.random
     if stage.candidates.budget is None:
-        return pool, []
+        return CandidatePairs(pool, [])
     chosen = _within_budget(stage, data, texts, pool)
     log(chosen.summary)
-    return chosen.run, [chosen.summary]
+    if not random:
+        return CandidatePairs(chosen.run, [chosen.summary])
+    # Mined documents may be relevant, bought or not, and so is a text's own: none of them is a free negative.
+    drawn = random_documents(texts.ids, data.collection.documents.ids, random, data.seed).select(chosen.run.query_ids)
+    free = drawn.filter(np.isnan(look_up(pool, drawn))).without(_own_documents(texts.ids))
+    return CandidatePairs(chosen.run, [chosen.summary], free)
+
+
+def scored_by_teacher(run: Run) -> Run:
+    """The rows of `scored_candidates` that the teacher scored: all but random documents beside a budget."""
+    if "sources" not in run.table.column_names:
+        return run
+    return run.filter(pc.not_equal(run.table["sources"].cast(pa.string()), _FREE).to_numpy())
+
+
+def _with_lowest(run: Run, drawn: Run) -> Run:
+    """The run, and documents of its queries that it lacks, which get the lowest score of their list."""
+    pairs, aligned = align([run, drawn], run.name)
+    lowest, is_free = np.minimum.reduceat(run.scores, run.bounds[:-1])[pairs.query_codes], np.isnan(aligned[:, 0])
+    scored = pairs.with_scores(np.where(is_free, lowest, aligned[:, 0]))
+    sources = pa.DictionaryArray.from_arrays(pa.array(is_free.astype(np.int32)), pa.array([run.name, _FREE]))
+    return Run(scored.table.append_column("sources", sources), run.name)
 
 
 def candidate_sources(stage: StageSettings, teacher: Ranker) -> list[str]:
@@ -191,29 +233,49 @@ def check_teacher(teacher: Ranker, collection: Collection, queries: Texts, stage
 
 
 def _within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool: Run) -> Budget:
-    """The pairs within the stage's budget, by the fused scores of the sources that score any pair cheaply.
+    """The pairs within the stage's budget, those of earlier stages among them.
 
-    Without such a source, the pool's reciprocal ranks decide. Pairs of a pseudo-query with the document that it was
-    taken from are hidden in training and not chosen, unless an objective needs them.
+    They are chosen by the student, or by the fused scores of the sources that score any pair cheaply. Without such a
+    source, the pool's reciprocal ranks decide. Pairs of a pseudo-query with the document that it was taken from are
+    hidden in training and not chosen, unless an objective needs them.
     """
-    settings = stage.candidates
+    settings, budget, bought = stage.candidates, stage.candidates.budget or 0, _bought(data, texts)
+    if bought is not None:  # earlier stages may have had other sources
+        pool = union([pool, bought], pool.name, weights=[1.0, 0.0])
     if not stage.needs_own_document:
-        own = ((query, source_document(query)) for query in pool.query_ids)
-        pool = pool.without({query: document for query, document in own if document is not None})
+        pool = pool.without(_own_documents(pool.query_ids))
+    if settings.by_student:
+        if data.student is None:
+            raise UserError("pairs that the current student chooses are known when its stage begins, not before.")
+        pool, temperature = data.student.score(data.collection, texts, pool), stage.list_temperature
+        return choose_pairs(pool, budget, "uncertain", seed=data.seed, temperature=temperature, bought=bought)
     sources = [name for name in candidate_sources(stage, data.teacher) if name != CURRENT_STUDENT]
     cheap = [name for name in sources if parse_model_name(name).kind in _CHEAP]
     if cheap:
         space = data.space  # already loaded
         scorers = [load_ranker(space if space is not None and name == space.name else name) for name in cheap]
         pool = Ensemble(scorers).score(data.teacher_queries(texts), data.collection, pool)
-    return choose_pairs(pool, settings.budget or 0, settings.budget_by, seed=data.seed)
+    return choose_pairs(pool, budget, settings.budget_by, seed=data.seed, bought=bought)
+
+
+def _bought(data: TrainingData, texts: Texts) -> Run | None:
+    """The pairs of the texts that the student's earlier stages bought from the teacher; None for none."""
+    runs = [scored_by_teacher(read_run(data.folder / _SCORES / name)).select(texts.ids) for name in data.bought]
+    return align(runs, "bought")[0] if runs else None
+
+
+def _own_documents(text_ids: Sequence[str]) -> dict[str, str]:
+    """The document that each pseudo-query was taken from, by its id."""
+    own = ((text, source_document(text)) for text in text_ids)
+    return {text: document for text, document in own if document is not None}
 
 
 def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
     """Every pair that the teacher might score; retrievers get the rewritten queries if there are any."""
     if data.teacher.run is not None:
         return data.teacher.run.select(texts.ids)  # of labeled documents it knows only those that it lists
-    collection, random = data.collection, stage.candidates.random
+    collection = data.collection
+    random = stage.candidates.random if stage.candidates.budget is None else 0
     depth = min(int(stage.candidates.depth), len(collection.documents))
     sources: list[object] = list(candidate_sources(stage, data.teacher))
     if CURRENT_STUDENT in sources:
@@ -226,15 +288,5 @@ def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
     if stage.reads_labels:
         listed += [(query, sorted(named)) for query, named in labeled(data.qrels()).items() if query in texts]
     if stage.candidates.filter is not None:
-        taken_from = ((text, source_document(text)) for text in texts.ids)
-        listed += [(text, [document]) for text, document in taken_from if document is not None]
-    return _with_pairs(pool, data, listed) if listed else pool
-
-
-def _with_pairs(pool: Run, data: TrainingData, listed: list[tuple[str, list[str]]]) -> Run:
-    """The pool with the positives of its texts, last in order."""
-    queries = [query for query, named in listed for _ in named]
-    documents = [document for _, named in listed for document in named]
-    known = data.collection.documents.positions(documents) >= 0
-    added = Run.from_arrays(queries, documents, np.zeros(len(documents)), name="positives")
-    return union([pool, added.filter(known)], weights=[1.0, 0.0]) if known.any() else pool
+        listed += [(text, [document]) for text, document in _own_documents(texts.ids).items()]
+    return with_positives(pool, collection.documents, listed)

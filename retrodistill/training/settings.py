@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -87,6 +88,14 @@ class FilterSettings(Settings):
             raise ValueError("a filter is either a margin or relative, e.g. {margin: 0.05} or {relative: 0.95}")
         return self
 
+    def without_meaning(self, teachers: Sequence[str], fusion: str) -> str | None:
+        """What makes a share of these teachers' scores meaningless, as far as names tell; None if nothing does."""
+        if self.relative is None:
+            return None
+        if len(teachers) > 1:
+            return f"fusion: {fusion}" if fusion.startswith("zscore") else None
+        return "a cross-encoder's logits" if any(name.startswith("cross-encoder:") for name in teachers) else None
+
 
 class CandidateSettings(Settings):
     """The candidates that the teacher scores."""
@@ -97,19 +106,26 @@ class CandidateSettings(Settings):
     depth: int | Literal["all"] = 100
     """Documents per query and source, or `all` for the whole corpus (for teachers that score it at no cost)."""
     random: int = Field(default=0, ge=0)
-    """Random documents of the corpus added for each query. A recorded run has no scores for them: they count as the
-    lowest of its list."""
+    """Random documents of the corpus added for each query. A recorded run has no scores for them, and a budget does not
+    buy any: they count as the lowest of their list."""
     shared: int = Field(default=0, ge=0)
     """Random documents of the corpus that all lists of a batch share, new ones for each batch, where lists are learned
     whole (for teachers that score any document at no cost). The cost does not grow with the corpus."""
     budget: int | str | None = None
-    """Limit on the pairs that the teacher scores: a number, or a share such as `25%`. They are chosen by the z-scores
-    of the sources that score every pair cheaply (bm25, dense). Pairs that a stage would hide are not scored."""
+    """Limit on the mined pairs that the teacher scores: a number, or a share of them such as `25%`. Pairs that earlier
+    stages of the student bought from the same teacher are kept and count. Pairs that a stage would hide are not scored,
+    and random documents are free."""
     budget_by: Annotated[str, OneOf("way to spend a budget", "retrodistill.candidates.selection:BUDGETS")] = "robust"
-    """How the pairs of the budget are chosen: `robust`, or `random` as its control."""
+    """How the pairs of the budget are chosen: `robust` by the z-scores of the sources that score every pair cheaply
+    (bm25, dense), `uncertain` by the student as it is when the stage begins, `random` as their control."""
     filter: FilterSettings | None = Field(default=None, exclude_if=lambda given: given is None)
     """A filter of false negatives, by the teacher's score of the text's positive (see the stage's `positives`). Texts
     without a positive keep all candidates."""
+
+    @property
+    def by_student(self) -> bool:
+        """Whether the student in training chooses the pairs that the teacher scores."""
+        return self.budget is not None and self.budget_by == "uncertain"
 
     @field_validator("budget")
     @classmethod
@@ -257,8 +273,11 @@ class TrainingSettings(Settings):
     keep: Literal["last", "best"] = "last"
     """The student that a stage ends with: as it is after the `last` step, or as it was when it agreed `best` with the
     teacher on held-out queries, the start included. Agreement does not see sparsity, truncation, or exits."""
+    keep_by: Literal["agreement", "ndcg@10"] = Field(default="agreement", exclude_if=lambda given: given == "agreement")
+    """What `keep: best` and `patience` compare: `agreement` with the teacher, or `ndcg@10` by the labels of held-out
+    training queries."""
     patience: int = Field(default=0, ge=0)
-    """Stop after this many measurements without a better agreement, of about ten in a run; 0 never stops early."""
+    """Stop after this many measurements without a better one, of about ten in a run; 0 never stops early."""
 
 
 class GroupSettings(Settings):
@@ -429,8 +448,9 @@ class StageSettings(Settings):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether it reads judgments of the training queries: as positives, or in a selection."""
-        return self.reads_labels or (self.selection is not None and self.selection.positives == "labels")
+        """Whether it reads judgments of the training queries: as positives, in a selection, or to keep the best."""
+        selects = self.selection is not None and self.selection.positives == "labels"
+        return self.reads_labels or selects or self.training.keep_by != "agreement"
 
     @property
     def reads_labels(self) -> bool:
@@ -441,6 +461,11 @@ class StageSettings(Settings):
     def needs_lists(self) -> bool:
         """Whether some objective sees candidates."""
         return any(term.objective.needs_lists for term in self.objectives)
+
+    @property
+    def list_temperature(self) -> float:
+        """By which the first objective that sees lists divides the student's scores; 1 if none does."""
+        return next((term.student_temperature for term in self.objectives if term.objective.needs_lists), 1.0)
 
     @property
     def aligns(self) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.training.groups import Groups, document_columns, draw_groups, require_groups
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
-from retrodistill.training.prepared import Prepared, topic_batches, training_rows
+from retrodistill.training.prepared import Prepared, labeled_places, topic_batches, training_rows
 from retrodistill.training.scorers import Scorer, TokenBatch
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import Drawn, History, Monitor, RankMonitor, TextColumns, evaluating, train
@@ -120,7 +120,7 @@ def token_teacher(run: StageRun) -> Callable[[dict[str, Tensor], int], TokenBatc
 
 
 def _monitor(run: StageRun, both: BothEncoders, held_out: Groups) -> RankMonitor | None:
-    """Agreement within held-out groups, and the kind's own measures."""
+    """Agreement with the teacher, and with labels, within held-out groups, and the kind's own measures."""
     if len(held_out) < 2:
         return None
     student, prepared, scorer = run.student, run.prepared, both.scorer
@@ -143,4 +143,5 @@ def _monitor(run: StageRun, both: BothEncoders, held_out: Groups) -> RankMonitor
     if both.watch is not None:
         queries = [texts[row] for row in prepared.held_out]
         watch = both.watch(queries, sorted({text for column in columns[1:3] for text in column if text}), ranked)
-    return RankMonitor(scores, ranked, watch)
+    listed = np.where(mask, batch.documents, -1)
+    return RankMonitor(scores, ranked, watch, labeled_places(prepared, run.data, groups.text_rows, listed))

@@ -23,7 +23,7 @@ from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, proc
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.precision import fastest_precision
-from retrodistill.runs.agreement import rank_agreement
+from retrodistill.runs.agreement import labeled_ndcg, rank_agreement
 from retrodistill.runs.run import top_k
 from retrodistill.training.loss import objective_keeper
 from retrodistill.training.settings import TrainingSettings
@@ -41,6 +41,7 @@ _COLLAPSED = 0.98  # mean cosine of held-out queries
 _TOKENIZING = 4  # most processes that tokenize ahead of a GPU
 
 Monitor = Callable[[], dict[str, float]]
+Grades = Mapping[int, Mapping[int, int]]  # labels above 0, by row of a query and place of a document in its list
 Drawn = Callable[[np.ndarray], dict[str, list[str]]]  # labels of a batch -> its texts by column, drawn for the epoch
 
 
@@ -68,6 +69,7 @@ class History:
     losses: list[dict[str, float]] = field(default_factory=list)  # ``{"step": .., "loss": .., term: ..}`` at intervals
     monitors: list[dict[str, float]] = field(default_factory=list)  # ``{"step": .., measure: ..}`` at intervals
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know
+    held_out: list[str] = field(default_factory=list)  # ids of real queries that were not trained on
     learned: dict[str, Any] = field(default_factory=dict)  # what it learned from, for the model card
     pace: Pace | None = None  # without the first step, which is slower; None for fewer than two steps
 
@@ -221,9 +223,10 @@ class HeldOutMonitor:
     texts: Sequence[str]  # held-out queries, two or more
     teacher_rows: np.ndarray  # (queries, k) corpus positions that the teacher ranks highest, best first, -1 where fewer
     documents: Callable[[], np.ndarray] | None  # (corpus, d) vectors; None if the student encodes documents itself
+    grades: Grades = field(default_factory=dict)  # by query and corpus position
 
     def __call__(self) -> dict[str, float]:
-        """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth) and ``mean_cosine``."""
+        """``mean_cosine`` and, with documents, those of `_ranking` over the corpus."""
         with evaluating(self.student.model):
             queries = self.student.encode(self.texts, "query", batch_size=256 if self.student.is_static else 32)
         cosine = mean_cosine(queries)
@@ -234,7 +237,7 @@ class HeldOutMonitor:
             )
         measures = {"mean_cosine": cosine}
         if self.documents is not None:
-            measures["agreement"] = _agreement(queries @ self.documents().T, self.teacher_rows)
+            measures |= _ranking(queries @ self.documents().T, self.teacher_rows, self.grades)
         return measures
 
 
@@ -245,16 +248,23 @@ class RankMonitor:
     scores: Callable[[], np.ndarray]  # (queries, n) student scores, -inf where there is no document
     teacher_rows: np.ndarray  # (queries, k) places that the teacher ranks highest, best first, -1 where fewer
     also: Monitor | None = None  # more measures
+    grades: Grades = field(default_factory=dict)  # by query and place
 
     def __call__(self) -> dict[str, float]:
-        """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth), and the others."""
-        measures = {"agreement": _agreement(self.scores(), self.teacher_rows)}
+        """Those of `_ranking` over the lists, and the others."""
+        measures = _ranking(self.scores(), self.teacher_rows, self.grades)
         return measures | (self.also() if self.also is not None else {})
 
 
-def _agreement(scores: np.ndarray, teacher_rows: np.ndarray) -> float:
+def _ranking(scores: np.ndarray, teacher_rows: np.ndarray, grades: Grades) -> dict[str, float]:
+    """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth) and, by labels, nDCG@10.
+
+    The latter is of the student's order of the same documents: where they are not the whole corpus, it is a measure of
+    re-ranking, and documents with labels that are not among them do not count.
+    """
     best = top_k(scores, teacher_rows.shape[1])
-    return float(np.mean(rank_agreement(best, teacher_rows[:, : best.shape[1]])))
+    measures = {"agreement": float(np.mean(rank_agreement(best, teacher_rows[:, : best.shape[1]])))}
+    return measures | ({"ndcg@10": labeled_ndcg(top_k(scores, 10), grades)} if grades else {})
 
 
 def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
@@ -366,28 +376,33 @@ class _Clock:
 
 
 class _Best:
-    """The student's weights when it agreed best with the teacher, in a file, so that a killed training keeps them."""
+    """The student's weights when it was best by ``keep_by``, in a file, so that a killed training keeps them."""
 
     def __init__(self, model: nn.Module, file: Path, settings: TrainingSettings) -> None:
-        self.model, self.file, self.settings = model, file, settings
-        self.step, self.agreement = 0, -math.inf
+        self.model, self.file, self.settings, self.measure = model, file, settings, settings.keep_by
+        self.step, self.value = 0, -math.inf
         if file.exists():
             from safetensors import safe_open
 
             with safe_open(file, "pt") as stored:
                 about = stored.metadata()
-            self.step, self.agreement = int(about["step"]), float(about["agreement"])
+            self.step, self.value = int(about["step"]), float(about[self.measure])
 
-    def see(self, step: int, agreement: float) -> None:
-        """Keep the weights if the student has never agreed better."""
-        if agreement <= self.agreement:
+    def see(self, measured: Mapping[str, float]) -> None:
+        """Keep the weights if the student has never been better, by the last measures of a monitor."""
+        if self.measure not in measured and self.measure != "agreement":
+            raise UserError(
+                f"training.keep_by: {self.measure} needs held-out training queries with labels of documents that they "
+                "are compared with, and there is none; leave keep_by out."
+            )
+        if measured.get(self.measure, -math.inf) <= self.value:
             return
-        self.step, self.agreement = step, agreement
+        self.step, self.value = int(measured["step"]), measured[self.measure]
         if self.settings.keep == "best":
             from safetensors.torch import save_model
 
             with atomic_file(self.file) as temporary:
-                save_model(self.model, str(temporary), {"step": str(step), "agreement": repr(agreement)})
+                save_model(self.model, str(temporary), {"step": str(self.step), self.measure: repr(self.value)})
 
     def is_over(self, step: int, every: int) -> bool:
         """Whether patience has run out, in every process alike."""
@@ -402,10 +417,10 @@ class _Best:
         """A line if the student that is kept is not the last one."""
         if self.step == history.steps:
             return []
-        last = history.monitors[-1]["agreement"] if history.monitors else math.nan
+        last = history.monitors[-1][self.measure] if history.monitors else math.nan
         return [
-            f"the student of step {self.step} of {history.steps} was kept: its agreement on held-out queries is "
-            f"{self.agreement:.4f}, at the end {last:.4f}."
+            f"the student of step {self.step} of {history.steps} was kept: its {self.measure} on held-out queries is "
+            f"{self.value:.4f}, at the end {last:.4f}."
         ]
 
 
@@ -422,15 +437,15 @@ def _keeper(best: _Best, history: History, what: str) -> Any:
             if state.global_step % every == 0 and state.global_step < state.max_steps:
                 self._see()
                 if best.is_over(state.global_step, every):
-                    log(f"{what}: no better agreement since step {best.step}; stopped at step {state.global_step}")
+                    log(f"{what}: no better {best.measure} since step {best.step}; stopped at step {state.global_step}")
                     control.should_training_stop = True
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self._see()
 
         def _see(self) -> None:
-            if history.monitors and "agreement" in history.monitors[-1]:
-                best.see(int(history.monitors[-1]["step"]), history.monitors[-1]["agreement"])
+            if history.monitors:
+                best.see(history.monitors[-1])
 
     return Keeper()
 

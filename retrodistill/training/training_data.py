@@ -18,8 +18,8 @@ from retrodistill.data.leaks import ExcludedQueries
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.vectors import exact_search
-from retrodistill.rankers.protocol import Ranker, pair_texts
+from retrodistill.encoders.vectors import exact_search, pair_products
+from retrodistill.rankers.protocol import Ranker, distinct_texts, pair_texts
 from retrodistill.runs.run import Run
 from retrodistill.training.settings import CURRENT_STUDENT
 
@@ -73,8 +73,23 @@ class StudentSnapshot:
         """Its k best documents: of the corpus if it can search, of the candidates if it scores pairs."""
         if self.kind.can_search:
             return self.search(collection, queries, k)
-        pairs = list(zip(*pair_texts(queries, collection, candidates), strict=True))
-        return candidates.with_scores(self.student.score(pairs).astype(np.float64), CURRENT_STUDENT).top(k)
+        return self.score(collection, queries, candidates).top(k)
+
+    def score(self, collection: Collection, queries: Texts, pairs: Run) -> Run:
+        """The pairs with its scores, higher is better; it encodes only their texts."""
+        if not self.kind.can_search:
+            texts = list(zip(*pair_texts(queries, collection, pairs), strict=True))
+            return pairs.with_scores(self.student.score(texts).astype(np.float64), CURRENT_STUDENT)
+        if self.stored is not None:
+            rows, columns = pairs.positions(queries, collection.documents)
+            encoded = embed(self.student, queries.texts, "query")
+            return pairs.with_scores(pair_products(encoded, self.stored, rows, columns), CURRENT_STUDENT)
+        if self.space is None:
+            _, query_texts, _, document_texts = distinct_texts(queries, collection, pairs)
+            self.kind.store_queries(self.student, query_texts)
+            self.kind.store_documents(self.student, document_texts)
+        ranker: Ranker = self.kind.ranker(self.student, self.space or self.student)
+        return ranker.score(queries, collection, pairs).renamed(CURRENT_STUDENT)
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,7 @@ class TrainingData:
     labels: Qrels | None = None  # judgments of the training queries
     labeler: Ranker | None = None  # ranks the positives first if a stage selects by an ensemble
     student: StudentSnapshot | None = None  # as it is when a stage begins; None before
+    bought: tuple[str, ...] = ()  # files of scores whose pairs the student's earlier stages bought from the teacher
 
     def teacher_queries(self, texts: Texts) -> Texts:
         """The texts as the teacher gets them: rewritten if there are rewrites, with the same ids."""
@@ -103,6 +119,7 @@ class TrainingData:
         """Judgments of the training queries; it is a `UserError` if there are none."""
         if self.labels is None or not len(self.labels):
             raise UserError(
-                "the training queries have no labels; take positives: source_document, or positives: ensemble."
+                "the training queries have no labels; take positives: source_document, positives: ensemble, or "
+                "keep_by: agreement."
             )
         return self.labels

@@ -1,6 +1,9 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from scipy.optimize import linprog
+from scipy.special import softmax
 from typer.testing import CliRunner
 
 from retrodistill.candidates.selection import choose_pairs, gains, pairs_within, robust_weights
@@ -45,6 +48,16 @@ class TestGains:
         scale = np.sqrt(14 / 9)
         sigmoid = [1 / (1 + np.exp(-gap / scale)) for gap in (1, -1, -3, 0, 0)]
         assert gains(run) == pytest.approx([1 - abs(2 * p - 1) for p in sigmoid])
+
+    def test_a_students_is_twice_the_probability_of_the_wrong_order_under_its_softmax(self):
+        lists = {"q": [0.7, 0.64, 0.2], "r": [0.1, 0.3]}
+        run = Run.from_dict({query: dict(zip("abc", scores, strict=False)) for query, scores in lists.items()})
+        wanted = []
+        for scores in lists.values():
+            p = softmax(np.array(scores) / 0.05)
+            rivals = [max(np.delete(p, place)) for place in range(len(p))]
+            wanted += [2 * min(own, rival) / (own + rival) for own, rival in zip(p, rivals, strict=True)]
+        assert gains(run, 0.05) == pytest.approx(wanted)
 
     def test_the_scale_and_the_origin_of_the_scores_do_not_count(self):
         run = random_pool().filter(np.diff(random_pool().bounds)[random_pool().query_codes] >= 2)
@@ -187,6 +200,90 @@ class TestWhatIsChosen:
             choose_pairs(self.POOL, 20, "rnadom")
 
 
+class TestStudentsChoice:
+    def test_it_needs_the_students_temperature(self):
+        with pytest.raises(UserError, match="'uncertain' is for stages of a recipe"):
+            choose_pairs(random_pool(), 20, "uncertain")
+
+    def test_a_lower_temperature_leaves_fewer_pairs_open(self):
+        pool = random_pool(queries=200)
+        gain = [gains(choose_pairs(pool, 400, "uncertain", temperature=t, seed=1).run, 1.0) for t in (0.05, 5.0)]
+        assert gain[0].mean() > gain[1].mean() + 0.05
+
+    @pytest.mark.parametrize("by", ["robust", "uncertain", "random"])
+    def test_bought_pairs_are_kept_and_count(self, by):
+        pool = random_pool()
+        bought = choose_pairs(pool, 60, "random", seed=7).run
+        # the student has changed
+        changed = pool.with_scores(np.random.default_rng(5).normal(size=len(pool)))
+        chosen = choose_pairs(changed, 100, by, temperature=1.0, bought=bought)
+        assert pairs_of(bought) <= pairs_of(chosen.run)
+        assert len(chosen.run) == 100
+        assert np.diff(chosen.run.bounds).min() >= 2
+        assert f"by {by}; 60 of them were bought before" in chosen.summary
+        for budget in (60, 20):  # nothing is added, and nothing is lost
+            assert pairs_of(choose_pairs(changed, budget, by, temperature=1.0, bought=bought).run) == pairs_of(bought)
+        everything = choose_pairs(pool, 10**6, by, temperature=1.0).run
+        assert pairs_of(choose_pairs(pool, 10**6, by, temperature=1.0, bought=everything).run) == pairs_of(everything)
+
+    def test_pairs_that_the_student_has_decided_wait(self):
+        pool = TestWhatIsChosen.POOL
+        bought = Run.from_dict({f"sure{query}": {"a": 1.0, "b": 0.0} for query in range(10)})
+        found = choose_pairs(pool, 40, "uncertain", temperature=1.0, bought=bought).run
+        assert pairs_of(found) - pairs_of(bought) == {(f"open{query}", at) for query in range(10) for at in "ab"}
+
+
+class TestTeacherThatErrs:
+    """The teacher labels pairs wrongly that are decided; `robust` must not pay for these."""
+
+    def worst(self, weights, gain, mistakes):
+        """The gain that is left when the adversary spoils those `mistakes` points that hurt most, tried one by one."""
+        spoiled = combinations(range(len(gain)), mistakes)
+        return min(sum(weights[row] * gain[row] for row in range(len(gain)) if row not in bad) for bad in spoiled)
+
+    @pytest.mark.parametrize("mistakes", [1, 2, 3])
+    def test_the_support_is_the_best_of_all_supports(self, mistakes):
+        for seed in range(4):
+            gain = np.random.default_rng(seed).uniform(0.01, 1, 8) ** 2
+            found = robust_weights(gain, mistakes / 8)
+            best = 0.0
+            for size in range(1, 9):
+                for rows in map(list, combinations(range(8), size)):
+                    weights = np.zeros(8)
+                    weights[rows] = (1 / gain[rows]) / (1 / gain[rows]).sum()
+                    best = max(best, self.worst(weights, gain, mistakes))
+            assert self.worst(found, gain, mistakes) == pytest.approx(best)
+
+    def test_it_spends_less_than_greed_where_the_student_is_least_sure(self):
+        gain = np.array([1.0, 0.9, 0.5, 0.45, 0.4, 0.01])
+        weights = robust_weights(gain, 1 / 6)
+        greedy = np.array([1.0, 0, 0, 0, 0, 0])
+        assert weights[0] < weights[1] < weights[2]
+        assert weights[3:].tolist() == [0, 0, 0]
+        assert self.worst(weights, gain, 1) > self.worst(greedy, gain, 1) == 0
+
+    @pytest.mark.parametrize("by", ["robust", "uncertain"])
+    def test_wrong_labels_of_decided_pairs_are_not_bought(self, by):
+        generator = np.random.default_rng(3)
+        scores = {  # two close documents, and four that are decided
+            f"q{query}": dict(zip("abcdef", [5.0, 5 - generator.uniform(0, 0.3), -4, -5, -6, -7], strict=True))
+            for query in range(40)
+        }
+        student = Run.from_dict(scores)
+        wrong = {(query, document) for query in scores for document in "cdef"}
+        temperature = 1.0 if by == "uncertain" else None
+        for seed in range(3):
+            found = choose_pairs(student, 60, by, temperature=temperature, seed=seed).run
+            assert not pairs_of(found) & wrong
+            control = choose_pairs(student, 60, "random", seed=seed).run
+            assert len(pairs_of(control) & wrong) > 25  # 40 on average
+        # it is the weights that exclude them, not the order of what is left over
+        gain = gains(student.ranked(), temperature)
+        weights = robust_weights(gain, 0.1, 60)
+        assert weights.reshape(40, 6)[:, 2:].max() == 0
+        assert (weights.reshape(40, 6)[:, :2] > 0).sum() >= 60
+
+
 class TestCommand:
     @pytest.fixture
     def scored(self, tiny_folder, tmp_path):
@@ -211,6 +308,11 @@ class TestCommand:
     def test_without_a_budget_all_pairs(self, scored, tmp_path):
         assert scored().exit_code == 0
         assert len(read_run(tmp_path / "out.run")) == 420
+
+    def test_a_students_choice_is_for_recipes(self, scored, tmp_path):
+        done = scored("--budget", "25%", "--budget-by", "uncertain")
+        assert "'uncertain' is for stages of a recipe" in str(done.exception)
+        assert not (tmp_path / "out.run").exists()
 
     def test_a_dry_run_shows_the_saving(self, scored, tmp_path):
         done = scored("--budget", "25%", "--dry-run")

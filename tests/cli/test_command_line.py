@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from retrodistill import cli
-from retrodistill.runs import read_run
+from retrodistill.core.runtime import set_quiet
+from retrodistill.encoders import load_encoder
+from retrodistill.runs import Run, read_run, write_run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -44,7 +46,9 @@ class TestHelp:
         function = "run_command" if command == "run" else command
         parameters = next(one.callback for one in cli.app.registered_commands if one.callback.__name__ == function)
         for name in inspect.signature(parameters).parameters:
-            option = {"as_json": "json", "place": "index", "bytes_wanted": "bytes"}.get(name, name).replace("_", "-")
+            option = {"as_json": "json", "place": "index", "bytes_wanted": "bytes", "filter_by": "filter"}.get(
+                name, name
+            ).replace("_", "-")
             if name != "context":  # typer's own
                 assert re.search(rf"--{option}\b|{option.upper()}", out, re.IGNORECASE), name
 
@@ -106,6 +110,39 @@ class TestTheWayThrough:
         assert result["queries"] == 12
         status, out, _ = call("evaluate", index, *base, "--measure", "ndcg@3")
         assert "nDCG@3" in out
+
+    @pytest.mark.parametrize("rule", ["margin=0.02", "relative=0.9"])
+    def test_a_filter_of_false_negatives(self, call, rule, tiny, tiny_folder, tiny_model, tmp_path):
+        space, pool = load_encoder(f"dense:{tiny_model}"), tmp_path / "pool.run"
+        write_run(Run.from_dict({query: {f"d{at}": 1.0 for at in range(12)} for query in ("q0", "q20", "t0")}), pool)
+        asked = ["--collection", tiny_folder, "--candidates", pool, "--out", tmp_path / "a.run"]
+        set_quiet(False)
+        status, _, err = call("score", *asked, "--teacher", space.name, "--store", tmp_path / "store", "--filter", rule)
+        assert status == 0
+        kept = read_run(tmp_path / "a.run").to_dict()
+        assert len(kept["t0"]) == 12  # a test query: its labels are not used
+        dropped = 0
+        for query, positive in (("q0", "d0"), ("q20", "d20")):  # d20 joins the candidates
+            listed = sorted({positive, *(f"d{at}" for at in range(12))})
+            documents = [tiny.documents[document] for document in listed]
+            scores = space.encode(documents, "document") @ space.encode([tiny.queries[query]], "query")[0]
+            best = scores[listed.index(positive)]
+            limit = best - 0.02 if rule.startswith("margin") else 0.9 * best
+            expected = {document for document, score in zip(listed, scores, strict=True) if score <= limit}
+            assert set(kept[query]) == expected | {positive}
+            dropped += len(listed) - len(kept[query])
+        assert dropped > 0
+        assert f"dropped {dropped} of 37 candidates; 2 of 3 queries have a labeled document" in err
+
+    def test_a_filter_of_recorded_scores(self, call, tiny_folder, tmp_path):
+        recorded = {"q0": {"d0": 0.5, "d1": 0.6, "d2": 0.1}, "q1": {"d2": 0.5, "d3": 0.6}}
+        write_run(Run.from_dict(recorded), tmp_path / "pool.run")
+        asked = ["--collection", tiny_folder, "--candidates", tmp_path / "pool.run", "--out", tmp_path / "a.run"]
+        assert call("score", *asked, "--teacher", f"run:{tmp_path / 'pool.run'}", "--filter", "margin=0")[0] == 0
+        assert {query: set(kept) for query, kept in read_run(tmp_path / "a.run").to_dict().items()} == {
+            "q0": {"d0", "d2"},
+            "q1": {"d2", "d3"},  # its labeled document has no score
+        }
 
     def test_a_recipe_and_its_plan(self, call, quick, tmp_path):
         status, out, _ = call("run", quick, "--out", tmp_path / "out", "--dry-run")

@@ -30,6 +30,7 @@ def places(tiny_folder, tiny_model, tiny_static, tiny_cross_encoder, quick, tmp_
     whole, single, flat = {f"d{number}": float(number) for number in range(5)}, {"d0": 1.0}, {"d0": 1.0, "d1": 1.0}
     for name, row in (("good", whole), ("single", single), ("flat", flat)):
         write_run(Run.from_dict({query: dict(row) for query in queries}), tmp_path / f"{name}.run")
+    write_run(Run.from_dict({"t0": dict(whole)}), tmp_path / "tests.run")
     write_run(Run.from_dict({"q0": {"d0": 1.0, "elsewhere": 2.0}}), tmp_path / "strange.run")
     (tmp_path / "nan.run").write_text("q0 Q0 d0 1 nan x\nq0 Q0 d1 2 1.0 x\n")
     (tmp_path / "empty.run").write_text("")
@@ -160,6 +161,28 @@ MISTAKES = {
         "score --collection {tiny} --candidates {dir}/good.run --teacher bm25 --weight 1 --weight 2 "
         "--out {dir}/made.run",
         "2 weights for 1 teachers",
+    ),
+    "a filter that is none": (
+        "score --collection {tiny} --candidates {dir}/good.run --teacher bm25 --filter share=0.9 --out {dir}/made.run",
+        "--filter share=0.9: unknown rule 'share'",
+    ),
+    "a filter without a number": (
+        "score --collection {tiny} --candidates {dir}/good.run --teacher bm25 --filter margin --out {dir}/made.run",
+        "--filter margin: margin: Input should be a valid number",
+    ),
+    "a filter and a budget": (
+        "score --collection {tiny} --candidates {dir}/good.run --teacher bm25 --filter margin=1 --budget 9 "
+        "--out {dir}/made.run",
+        "which --budget may not buy",
+    ),
+    "a share of logits": (
+        "score --collection {tiny} --candidates {dir}/good.run --teacher {cross} --filter relative=0.9 "
+        "--out {dir}/made.run",
+        "a share has no meaning for a cross-encoder's logits",
+    ),
+    "a filter of unlabeled queries": (
+        "score --collection {tiny} --candidates {dir}/tests.run --teacher bm25 --filter margin=1 --out {dir}/made.run",
+        "no query of the candidates has labels in",
     ),
     "an unknown fusion": (
         "score --collection {tiny} --candidates {dir}/good.run --teacher bm25 --teacher {encoder} "

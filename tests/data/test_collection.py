@@ -2,6 +2,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Qrels
+from retrodistill.data.collection import judgments_of
 
 
 def small(qrels=None, queries=None, documents=None):
@@ -26,6 +27,15 @@ class TestDocuments:
     def test_no_documents_is_an_error(self):
         with pytest.raises(UserError, match="there are no documents"):
             Collection.from_parts("none", {}, {}, {})
+
+
+class TestJudgmentsOf:
+    def test_those_of_the_queries_in_all_splits_and_the_last_of_a_pair(self):
+        collection = small(qrels={"train": {"q1": {"d1": 1}, "q2": {"d1": 1}}, "dev": {"q1": {"d2": 2, "d1": 3}}})
+        judged = judgments_of(collection.queries.select(["q1", "q3"]), collection.qrels.values())
+        assert judged.to_dict() == {"q1": {"d1": 3, "d2": 2}}
+        assert judged.fingerprint == Qrels.from_dict({"q1": {"d2": 2, "d1": 3}}).fingerprint
+        assert len(judgments_of(collection.queries, [])) == 0
 
 
 class TestSplits:

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
+from retrodistill.evaluation.measures import evaluate_run
 from retrodistill.runs import Run
 from retrodistill.runs.agreement import (
     kendall,
+    labeled_ndcg,
     overlap,
     rank_agreement,
     rank_biased_overlap,
@@ -54,6 +56,24 @@ class TestRankAgreement:
     def test_lists_of_different_shape_are_refused(self):
         with pytest.raises(UserError, match=r"rankings of shape \(1, 2\) by the student and \(1, 3\) by the teacher"):
             rank_agreement(np.zeros((1, 2)), np.zeros((1, 3)))
+
+
+class TestLabeledNDCG:
+    def test_over_a_whole_corpus_it_is_that_of_ir_measures(self):
+        generator = np.random.default_rng(0)
+        scores, names = generator.standard_normal((6, 40)), [f"d{at}" for at in range(40)]
+        grades = {
+            row: {int(at): int(generator.integers(1, 4)) for at in generator.choice(40, count, replace=False)}
+            for row, count in {0: 1, 2: 3, 4: 15, 5: 2}.items()
+        }
+        run = Run.from_dict({f"q{row}": dict(zip(names, scores[row], strict=True)) for row in grades})
+        qrels = {f"q{row}": {names[at]: grade for at, grade in judged.items()} for row, judged in grades.items()}
+        expected = evaluate_run(run, qrels, ["ndcg@10"])["ndcg@10"].to_numpy().mean()
+        assert labeled_ndcg(np.argsort(-scores, axis=1)[:, :10], grades) == pytest.approx(expected, abs=1e-12)
+
+    def test_lists_shorter_than_the_labels(self):
+        assert labeled_ndcg(np.array([[3, 1]]), {0: {1: 1, 3: 2, 7: 1}}) == pytest.approx(1)
+        assert labeled_ndcg(np.array([[5, 1]]), {0: {1: 2}}) == pytest.approx(1 / math.log2(3))
 
 
 class TestOverlap:

@@ -39,6 +39,14 @@ class TestOfAJudgedCollection:
         for section in ("systems", "differences", "front", "training", "agreement", "queries", "provenance"):
             assert f'<section id="{section}"' in page
 
+    def test_quality_of_held_out_training_queries_is_on_the_curve(self, content, tmp_path):
+        stage = {"objectives": "kl", "candidates": {"depth": 10}, "training": {"max_steps": 5}}
+        content["students"]["student"] |= {"stages": [stage], "control": None}
+        results = run_recipe(parse_recipe(content), tmp_path / "out")
+        monitors = results.curves["student"]["monitors"]
+        assert all(0 <= point["ndcg@10"] <= 1 for point in monitors)
+        assert "If nDCG@10 falls while agreement rises" in (tmp_path / "out" / "report.html").read_text()
+
     def test_measures_beyond_the_retrieved_depth_are_not_reported(self, quick, tmp_path):
         quick["evaluation"]["depth"] = 50
         results = run_recipe(parse_recipe(quick), tmp_path / "out")

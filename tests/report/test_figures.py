@@ -37,7 +37,7 @@ class TestCurves:
         values = [(0, 0.1), (10, 0.3), (10, 0.2), (20, 0.4)]
         html = self.drawn([{"step": step, "agreement": value} for step, value in values])
         assert html.count("stroke-dasharray") == 2  # in both figures
-        assert html.count("dashed: a stage begins") == 2
+        assert html.count("vertical line: a stage begins") == 2
         assert html.count('class="line first"') == 4  # a line a stage
         assert "from 0.1 to 0.4" in html
 
@@ -45,6 +45,21 @@ class TestCurves:
         html = self.drawn([{"step": step, "agreement": step / 20} for step in (0, 10, 20)])
         assert "dash" not in html
         assert html.count('class="line first"') == 2
+
+    def test_quality_is_drawn_with_agreement_and_explained(self):
+        values = [(0, 0.5, 0.6), (10, 0.6, 0.7), (20, 0.7, 0.65)]
+        html = self.drawn([{"step": step, "agreement": one, "ndcg@10": two} for step, one, two in values])
+        assert 'aria-label="agreement and nDCG@10"' in html
+        assert html.count('class="line second"') == 1
+        assert "from 0.6 to 0.65, highest at step 10: 0.7" in " ".join(html.split())
+        assert "If nDCG@10 falls while agreement rises, the student learns the teacher’s mistakes" in html
+        assert "too far away" not in html
+
+    def test_a_far_start_is_left_out_of_the_figure_and_told(self):
+        values = [(0, 0.1), (10, 0.7), (20, 0.72), (30, 0.74)]
+        html = self.drawn([{"step": step, "agreement": value} for step, value in values])
+        assert html.count('class="dot first"') == 4 + 3  # of the loss, and of agreement
+        assert "from 0.1 to 0.74; the start is too far away to be drawn" in " ".join(html.split())
 
 
 class TestLabels:

@@ -2,7 +2,7 @@ import re
 
 from sample_results import results, system, unjudged, whole
 
-from retrodistill.report import answer
+from retrodistill.report import answer, page_text
 from retrodistill.report.headline import comparison_of
 
 
@@ -106,3 +106,12 @@ class TestTheAnswer:
     def test_no_cost(self):
         told = answer(with_student(query_ms=None, bytes_per_document=None))
         assert told[1] == "The cost of student was not measured."
+
+    def test_warnings_follow_the_answer_and_are_not_repeated_among_the_notes(self):
+        warned = results(notes=["warning: student may be no better than BM25.", "Two queries were dropped."])
+        assert warned.warnings == warned.notes[:1]
+        assert answer(warned)[2] == "Warning: student may be no better than BM25."
+        assert page_text(warned).count("may be no better") == 1
+        alone = page_text(results(notes=warned.notes[:1]))
+        assert alone.count("may be no better") == 1
+        assert 'id="notes"' not in alone

@@ -130,9 +130,10 @@ class TestContent:
         values = [attrs["data-value"] for attrs in Page(page_text(results())).all("td") if "data-value" in attrs]
         assert values[:7] == ["0.686", "0.655", "0.94", "", "0.42", "0.8", ""]
 
-    def test_two_fronts_and_two_curves(self):
+    def test_two_fronts_and_three_curves(self):
         labels = [attrs["aria-label"] for attrs in Page(page_text(results())).all("svg") if "aria-label" in attrs]
-        expected = ["nDCG@10 against median query time, ms", "nDCG@10 against bytes per document", "loss", "agreement"]
+        expected = ["nDCG@10 against median query time, ms", "nDCG@10 against bytes per document"]
+        expected += ["loss", "agreement", "mean cosine"]
         assert labels == expected
 
     def test_examples_open_and_are_searched(self):

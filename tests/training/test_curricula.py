@@ -15,12 +15,19 @@ from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import build_student, train_student
-from retrodistill.runs import Run
+from retrodistill.runs import Run, read_run
 from retrodistill.students.registry import as_student, kind_of, run_stage
 from retrodistill.training import trainer
 from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.prepared import prepare, selected, topic_batches, training_rows
-from retrodistill.training.scoring import candidate_pairs, scored_candidates, scored_lists, stage_texts
+from retrodistill.training.scoring import (
+    candidate_pairs,
+    scored_by_teacher,
+    scored_candidates,
+    scored_lists,
+    scores_file,
+    stage_texts,
+)
 from retrodistill.training.settings import SelectionSettings, StageSettings
 from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
@@ -56,6 +63,10 @@ def stage(**more):
 def standing(data):
     model = load_encoder(data.space).model
     return StudentSnapshot(as_student(model), kind_of(model), data.space)
+
+
+def pairs_of(run):
+    return {(query, document) for query, documents, _ in run for document in documents}
 
 
 class TestBudget:
@@ -97,6 +108,130 @@ class TestBudget:
         student = StudentSettings.model_validate({"model": f"dense:{tiny_model}", "stages": [one], "control": None})
         history = run_stage(build_student(student, data), one, data, tmp_path / "work", "training")
         assert history.notes[0].startswith("budget: ")
+
+
+BY_STUDENT = {"depth": 10, "sources": ["bm25"], "budget": "25%", "budget_by": "uncertain"}
+
+
+class TestStudentsBudget:
+    def chosen(self, data, **more):
+        one = stage(candidates={**BY_STUDENT, **more})
+        return one, stage_texts(one, data)
+
+    def test_its_own_scores_and_temperature_choose(self, data):
+        data = changed(data, student=standing(data))
+        one, texts = self.chosen(data)
+        every = candidate_pairs(stage(candidates={"depth": 10, "sources": ["bm25"]}), data, texts.texts).run
+        rows, columns = every.positions(texts.texts, data.collection.documents)
+        queries = data.space.encode(texts.texts.texts, "query")
+        documents = data.space.encode(data.collection.documents.texts, "document")
+        own = every.with_scores((queries[rows] * documents[columns]).sum(axis=1).astype(np.float64))
+        wanted = choose_pairs(own, "25%", "uncertain", seed=data.seed, temperature=0.05).run
+        found = candidate_pairs(one, data, texts.texts).run
+        assert (
+            pairs_of(found)
+            == pairs_of(wanted)
+            != pairs_of(candidate_pairs(stage(candidates={**BY_STUDENT, "budget_by": "robust"}), data, texts.texts).run)
+        )
+
+    @pytest.mark.parametrize("kind", ["sparse", "multi-vector", "cross-encoder", "tk", "hybrid", "static"])
+    def test_every_kind_of_student_chooses(self, kind, data, tiny_model, tiny_cross_encoder):
+        name = tiny_cross_encoder if kind == "cross-encoder" else tiny_model
+        model = {"hybrid": f"dense:{name}", "static": "static"}.get(kind, f"{kind}:{name}")
+        part = {"hybrid": "lexical", "static": "query_encoder"}.get(kind, "both_encoders")
+        one = stage(train=part, groups={"documents": 3}, candidates=BY_STUDENT)
+        given = {"model": model, "stages": [one], "control": None}
+        given |= {"lexical_dim": 8, "documents": "student"} if kind == "hybrid" else {}
+        settings = StudentSettings.model_validate(given)
+        data = changed(data, own_documents=settings.documents == "student")
+        history = run_stage(build_student(settings, data), one, data, data.folder / "work", "training")
+        assert "by uncertain" in history.notes[0]
+        assert history.learned["scores"] == next((data.folder / "scores").glob("*.parquet")).name
+        assert history.learned["pairs"] == len(
+            scored_by_teacher(read_run(next((data.folder / "scores").glob("*.parquet"))))
+        )
+
+    def test_another_student_chooses_anew(self, data):
+        one, texts = self.chosen(data)
+        paths = []
+        for shift in (0.0, 0.5):
+            student = standing(data)
+            with torch.no_grad():
+                next(student.student.model.parameters()).add_(shift * torch.randn(32, generator=torch.Generator()))
+            paths.append(scores_file(one, changed(data, student=student), texts.texts))
+        assert paths[0] != paths[1]
+
+    def test_earlier_pairs_are_kept_and_count(self, data):
+        data = changed(data, student=standing(data))
+        first, texts = self.chosen(data, budget="10%", budget_by="random", random=3)
+        before = scored_by_teacher(scored_candidates(first, data, texts.texts)[0])
+        data = changed(data, bought=(scores_file(first, data, texts.texts).name,))
+        one, _ = self.chosen(data, budget="25%")
+        after, notes = scored_candidates(one, data, texts.texts)
+        every = candidate_pairs(stage(candidates={"depth": 10, "sources": ["bm25"]}), data, texts.texts).run
+        assert pairs_of(before) <= pairs_of(after)
+        assert len(after) == round(len(every) / 4)
+        assert f"{len(before)} of them were bought before" in notes[0]
+
+    def test_before_a_stage_nobody_chooses(self, data):
+        one, texts = self.chosen(data)
+        with pytest.raises(UserError, match=r"pairs that the current student chooses are known when its stage begins"):
+            candidate_pairs(one, data, texts.texts)
+
+
+class TestFreeRandomDocuments:
+    def lists(self, data, **more):
+        one = stage(candidates={"depth": 10, "sources": ["bm25"], "budget": "25%", **more})
+        texts = stage_texts(one, data)
+        return scored_lists(one, data, texts), texts
+
+    def test_they_are_not_bought_and_count_as_the_lowest_of_their_list(self, data):
+        plain, texts = self.lists(data)
+        scored, _ = self.lists(data, random=6)
+        bought = scored_by_teacher(
+            scored_candidates(
+                stage(candidates={"depth": 10, "sources": ["bm25"], "budget": "25%", "random": 6}), data, texts.texts
+            )[0]
+        )
+        assert pairs_of(bought) == pairs_of(
+            scored_candidates(stage(candidates={"depth": 10, "sources": ["bm25"], "budget": "25%"}), data, texts.texts)[
+                0
+            ]
+        )
+        assert scored.spread == plain.spread
+        assert scored.free == len(scored.run) - len(plain.run) > len(scored.run.query_ids)
+        labels = plain.run.to_dict()
+        for query, listed in scored.run.to_dict().items():
+            for document, score in listed.items():
+                assert score == labels[query].get(document, min(labels[query].values()))
+
+    def test_mined_and_own_documents_are_not_among_them(self, data):
+        titles = {"titles": True, "sentences": 0}
+        candidates = {"depth": 10, "sources": ["bm25"], "budget": "25%", "random": 40}
+        one = stage(texts=titles, candidates=candidates)
+        texts = stage_texts(one, data).texts
+        pool = candidate_pairs(stage(texts=titles, candidates={"depth": 10, "sources": ["bm25"]}), data, texts).run
+        run, _, free = candidate_pairs(one, data, texts)
+        assert not pairs_of(free) & pairs_of(pool)
+        assert set(free.query_ids) <= set(run.query_ids)
+        assert not any(f"title:{document}" == query for query, document in pairs_of(free))
+
+    def test_without_a_budget_the_teacher_scores_them(self, data):
+        scored, _ = self.lists(data, random=6, budget=None)
+        plain, _ = self.lists(data, budget=None)
+        assert scored.free == 0
+        assert len(scored.run) > len(plain.run) + 3 * len(plain.run.query_ids)
+        assert scored.spread != plain.spread
+
+    def test_a_recorded_run_has_them_too(self, data):
+        listed = {query: {"d1": 2.0, "d2": 1.0, "d3": 0.5, "d4": 0.1} for query in data.queries.ids}
+        data = changed(data, teacher=RecordedRanker(Run.from_dict(listed)))
+        for budget in (None, "50%"):
+            scored, _ = self.lists(data, random=6, budget=budget)
+            assert scored.free > 0
+            assert all(min(scores) == scores[-1] for _, _, scores in scored.run.ranked())
+            rest = scored.run.filter(~np.isin(scored.run.document_ids, ["d1", "d2", "d3", "d4"]))
+            assert len(rest) == scored.free if budget else len(rest) <= scored.free
 
 
 class TestTopics:

@@ -150,7 +150,8 @@ class TestHeldOutAgreement:
 
         def monitor():
             seen.append(digest(model))
-            return {"agreement": next(values)}
+            value = next(values)
+            return value if isinstance(value, dict) else {"agreement": value}
 
         columns = TextColumns({"text": texts}, range(len(texts)))
         loss = DistillationLoss(model, [Term("leaf")], StoredVectorScorer(True), None, TeacherVectors(targets))
@@ -172,6 +173,16 @@ class TestHeldOutAgreement:
         falling = np.linspace(0.9, 0.1, 40)
         model, _, _ = self.run(tmp_path, tiny_model, texts, targets, falling, keep="best")
         assert digest(model) == digest(load_bi_encoder(tiny_model))
+
+    def test_labels_may_decide(self, tiny_model, texts, targets, tmp_path):
+        values = [{"agreement": at / 20, "ndcg@10": 0.5 if at == 1 else 0.4} for at in range(20)]
+        options = {"keep": "best", "patience": 3, "keep_by": "ndcg@10"}
+        model, history, seen = self.run(tmp_path / "labels", tiny_model, texts, targets, values, **options)
+        assert len(seen) == 5
+        assert digest(model) == seen[1]
+        assert "its ndcg@10 on held-out queries is 0.5000, at the end 0.4000" in history.notes[0]
+        with pytest.raises(UserError, match=r"^training\.keep_by: ndcg@10 needs held-out training queries with labels"):
+            self.run(tmp_path / "none", tiny_model, texts, targets, [0.1] * 20, **options)
 
     def test_patience_stops(self, tiny_model, texts, targets, tmp_path):
         agreements = [0.1, 0.5, 0.4, 0.3, *[0.2] * 20]
