@@ -142,7 +142,7 @@ def learned_factory(recipe: Recipe, space: Encoder) -> str:
     return recipe.index.factory if is_written else factory_for(recipe.index.bytes or 16, space.dimension)
 
 
-def texts_to_learn_from(job: Job, settings: TextSettings) -> TrainingTexts:
+def texts_of_index(job: Job, settings: TextSettings) -> TrainingTexts:
     """The queries and pseudo-queries that index.learn learns from; `settings` are those of index.texts, or fewer."""
     queries = job.train if settings.queries else job.train.select([])
     return training_texts(

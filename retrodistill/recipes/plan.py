@@ -29,7 +29,7 @@ from retrodistill.encoders.embeddings import seconds_to_embed, store_of
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.rankers.bi_encoder import HELD
 from retrodistill.recipes import sizes
-from retrodistill.recipes.job import Job, open_job, texts_to_learn_from
+from retrodistill.recipes.job import Job, open_job, texts_of_index
 from retrodistill.recipes.loading import load_recipe
 from retrodistill.recipes.measuring import index_needs, index_seconds, learning_steps, measuring_seconds, ranking_rows
 from retrodistill.recipes.pace import repeated, stage_pace, start_model
@@ -265,7 +265,7 @@ class _Planner:
         """Embedding the texts that an index is learned from, by the document encoder and by teachers, and learning."""
         job = self.job
         given = settings if self.counts_texts else settings.model_copy(update={"limit": _SAMPLE})
-        texts = texts_to_learn_from(job, given)
+        texts = texts_of_index(job, given)
         count = len(texts) if self.counts_texts else max(len(texts), self._most_texts(settings, job.train))
         learning = list(learning_steps(job, self.held + self._loaded, texts, count, is_timed=self.is_timed))
         if any(step.items for step in learning):

@@ -21,7 +21,7 @@ from retrodistill.indexes.learned import learn_index, save_query_map
 from retrodistill.quantizers import QuantizerSettings
 from retrodistill.quantizers.codes import reconstructed
 from retrodistill.rankers.corpus import CorpusScores
-from retrodistill.recipes.job import Job, learned_factory, texts_to_learn_from
+from retrodistill.recipes.job import Job, learned_factory, texts_of_index
 from retrodistill.recipes.measuring import learning_key
 from retrodistill.recipes.reporting import Curves
 from retrodistill.recipes.student_settings import StudentSettings
@@ -42,7 +42,7 @@ def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves
     settings = job.recipe.index.learn
     if settings is None:
         raise UserError("the recipe does not compress anything; set index.learn.")
-    texts = texts_to_learn_from(job, job.recipe.index.texts)
+    texts = texts_of_index(job, job.recipe.index.texts)
     systems, curves = _learned(job, texts, settings.model_copy(update={"query_map": False}), "distilled", seconds)
     if job.recipe.index.encoder is None:
         # A free transform already maps the queries, so the separate query map comes with a rotation.
