@@ -62,6 +62,9 @@ def main() -> int:
     left = [one.name for one in outcomes if one.state == "left"]
     if left:
         print(f"{len(left)} jobs did not fit into {args.hours:g} h; run the same command again: {', '.join(left)}")
+    missing = [one.name for one in outcomes if one.state == "missing"]
+    if missing:
+        print(f"{len(missing)} jobs need a collection in {args.data} that cannot be downloaded: {', '.join(missing)}")
     failed = [one for one in outcomes if one.state == "failed"]
     for one in failed:
         print(f"failed: {one.name}; see {one.log}", file=sys.stderr)
@@ -73,7 +76,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         name: ``study/job``.
-        state: ``done``, ``failed``, or ``left`` for a later run.
+        state: ``done``, ``failed``, ``left`` for a later run, or ``missing`` without its collection.
         log: File with its output.
     """
 
@@ -92,6 +95,8 @@ def run_jobs(todo: list[tuple[Study, Job]], args: argparse.Namespace, out: Path)
         study, job = one
         folder = out / study.name / job.folder
         name, log, start = f"{study.name}/{job.folder}", folder / "log.txt", time.perf_counter()
+        if job.source(args.data) is None:
+            return Outcome(name, "missing", log)
         if job.is_done(study, out / study.name, args.data, args.large):
             return Outcome(name, "done", log)
         if start + 60 * job.minutes > end:

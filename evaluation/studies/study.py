@@ -11,7 +11,11 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
-OTHER_SOURCES = {"cranfield": "ir_datasets:cranfield"}  # of collections that are not in BEIR
+OTHER_SOURCES = {  # of collections that are not in BEIR; None for those that only a user can put into the data folder
+    "cranfield": "ir_datasets:cranfield",
+    "lisa": None,
+    "vaswani": "ir_datasets:vaswani",
+}
 SECONDS = "seconds.txt"  # in a job's folder: total time of all its runs
 
 
@@ -48,10 +52,14 @@ class Job:
         """Whether `words` is its name, its collection, or both joined by a hyphen."""
         return words in (self.name, self.collection, self.folder)
 
+    def source(self, data: str) -> str | None:
+        """Where its collection comes from; None if it has to be in the data folder and is not."""
+        place = Path(data) / self.collection
+        return str(place) if place.exists() else OTHER_SOURCES.get(self.collection, f"beir/{self.collection}")
+
     def arguments(self, study: Study, data: str, large: bool) -> list[str]:
         """Arguments of ``retrodistill run``, except ``--out``."""
-        place = Path(data) / self.collection
-        source = str(place) if place.exists() else OTHER_SOURCES.get(self.collection, f"beir/{self.collection}")
+        source = self.source(data) or self.collection
         recipe = (study.folder / self.recipe).resolve()
         said = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         more = [one for override in (self.large if large else []) for one in expanded(override, said)]
