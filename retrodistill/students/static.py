@@ -40,6 +40,7 @@ INITIALIZATIONS = {
     "random": "normal noise (a control)",
 }
 _TOKENS_AT_ONCE = 256
+_UNSEEN = 1e-3  # of the mean vector, for the row of a token that no document has
 _FITTED, _TRIED = 8192, 2048  # documents that are fitted to, and that penalties are tried on: work grows as their cube
 _COUNTED = 50_000  # documents that words are counted in
 _PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # times the mean of the kernel's diagonal
@@ -217,6 +218,8 @@ def fitted_rows(
     whose leave-one-out predictions ``v - (v - v^) / (1 - h)`` have the highest mean cosine with the vectors. Labels
     and queries are not used. It is fitted to at most 8,192 random documents, and the penalty is chosen on 2,048.
     ``vectors`` are (documents, d) float32 and ``frequencies`` (vocabulary,) inverse document frequencies in 0..1.
+    A token that none of these documents has gets a thousandth of their mean vector, which changes no other text: with
+    rows of 0, a text of such tokens alone would have no direction, and its gradient would overflow.
     """
     places = np.random.default_rng(seed).permutation(len(corpus))[:_FITTED]
     texts = corpus.column
@@ -229,7 +232,9 @@ def fitted_rows(
     turned = directions.T @ targets[:_TRIED]
     best = max(_PENALTIES, key=lambda penalty: _left_out(values, directions, turned, targets[:_TRIED], penalty * scale))
     kernel[np.diag_indices_from(kernel)] += best * scale
-    return np.asarray(weighted.T @ solve(kernel, targets, assume_a="pos", overwrite_a=True), dtype=np.float32)
+    rows = np.asarray(weighted.T @ solve(kernel, targets, assume_a="pos", overwrite_a=True), dtype=np.float32)
+    rows[shares.sum(axis=0) == 0] = _UNSEEN * targets.mean(axis=0)
+    return rows
 
 
 def _left_out(

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
@@ -48,7 +49,8 @@ class TestFitting:
         tokenizer, shares, frequencies, targets = problem
         found = fitted_rows(tokenizer, tiny.documents, targets, frequencies)
         scale = np.trace((shares * frequencies**2) @ shares.T) / len(shares)
-        errors = [np.abs(ridge(shares, frequencies, targets, one * scale) - found).max() for one in _PENALTIES]
+        seen = shares.any(axis=0)
+        errors = [np.abs((ridge(shares, frequencies, targets, one * scale) - found)[seen]).max() for one in _PENALTIES]
         assert min(errors) < 1e-5
 
     def test_leaving_out_is_fitting_without(self, problem):
@@ -67,6 +69,18 @@ class TestFitting:
         tokenizer, _, frequencies, targets = problem
         corpus = Texts.from_pairs([("a", "star planet"), ("b", ""), ("c", "violin piano")])
         assert np.isfinite(fitted_rows(tokenizer, corpus, targets[:3], frequencies)).all()
+
+
+    def test_a_text_of_tokens_that_no_document_has_can_be_learned(self, problem, tiny):
+        tokenizer, shares, frequencies, targets = problem
+        rows = fitted_rows(tokenizer, tiny.documents, targets, frequencies)
+        unseen = ~shares.any(axis=0)
+        assert unseen.any()
+        np.testing.assert_allclose(rows[unseen], np.tile(targets.mean(axis=0) / 1000, (unseen.sum(), 1)), rtol=1e-5)
+        mean = torch.from_numpy(rows[unseen][:2]).mean(dim=0, keepdim=True).requires_grad_()
+        unit = torch.nn.functional.normalize(torch.nn.functional.normalize(mean))  # the student's, and the objective's
+        (unit - torch.from_numpy(targets[:1])).square().sum().backward()
+        assert torch.isfinite(mean.grad.square()).all()  # which AdamW keeps in float32
 
 
 class TestAStudentOfVectors:
