@@ -70,7 +70,6 @@ class TestFitting:
         corpus = Texts.from_pairs([("a", "star planet"), ("b", ""), ("c", "violin piano")])
         assert np.isfinite(fitted_rows(tokenizer, corpus, targets[:3], frequencies)).all()
 
-
     def test_a_text_of_tokens_that_no_document_has_can_be_learned(self, problem, tiny):
         tokenizer, shares, frequencies, targets = problem
         rows = fitted_rows(tokenizer, tiny.documents, targets, frequencies)
