@@ -143,7 +143,7 @@ def train(
         what: Title of the progress bar.
 
     Raises:
-        UserError: Checkpoints cannot be written because the disk is full.
+        UserError: Training diverged, or checkpoints cannot be written because the disk is full.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model
@@ -468,10 +468,11 @@ def _watcher(history: History, monitor: Monitor | None, what: str, clock: _Clock
             clock.start()
             self._record(state.global_step)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             clock.passed("step")  # with the loading of its batch, which follows the previous step
             self.bar.update(1)
             if state.global_step % self.every == 0 and state.global_step < state.max_steps:
+                _check_weights(model, what, state.global_step, args.learning_rate)
                 self._record(state.global_step)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
@@ -482,8 +483,9 @@ def _watcher(history: History, monitor: Monitor | None, what: str, clock: _Clock
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             clock.passed("save")
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             self.bar.close()
+            _check_weights(model, what, state.global_step, args.learning_rate)
             self._record(state.global_step)
 
         def _record(self, step: int) -> None:
@@ -493,6 +495,15 @@ def _watcher(history: History, monitor: Monitor | None, what: str, clock: _Clock
             clock.passed("monitor")
 
     return Watcher()
+
+
+def _check_weights(model: nn.Module, what: str, step: int, rate: float) -> None:
+    """Refuse weights that are not finite; the losses in the log do not show them, since the trainer filters those."""
+    if not all(torch.isfinite(one).all() for one in model.parameters() if one.requires_grad):
+        raise UserError(
+            f"{what} diverged: by step {step}, weights are not finite. Set a training.learning_rate below {rate:g}, or "
+            "training.max_gradient_norm: 1."
+        )
 
 
 def _losses(entry: dict[str, Any]) -> dict[str, float]:

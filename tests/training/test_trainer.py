@@ -76,6 +76,11 @@ class TestLearning:
         assert len(trained) == 2
         assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
+    def test_weights_that_are_not_finite_end_the_training(self, tiny_static, texts, targets, tmp_path):
+        targets[:] = np.nan
+        with pytest.raises(UserError, match=r"diverged: by step 1, .*learning_rate below 0\.001"):
+            aligned(tiny_static, texts, targets, tmp_path)
+
     @pytest.mark.parametrize(("speedup", "same"), [(1.0, "float32"), (3.0, "bfloat16")])
     def test_auto_is_the_faster_one(self, tiny_model, texts, targets, tmp_path, monkeypatch, speedup, same):
         monkeypatch.setattr("retrodistill.encoders.precision.bfloat16_speedup", lambda device: speedup)
