@@ -84,7 +84,6 @@ class TestTheStudiesWeShip:
             ("prod", "prod", "prod"),
             ("colbert-crisp", "crisp", "C8x32"),
             ("tas-b", "tas-b", "tas-b"),
-            ("trans-encoder", "trans-encoder", "student"),
         ],
     )
     def test_a_recipe_whose_figure_is_a_studys_has_its_settings(self, config: str, study: str, student: str) -> None:

@@ -38,7 +38,7 @@ class TestNeeds:
         ("name", "words"),
         [
             ("static-leaf", ["retrodistill[demo]"]),
-            ("trans-encoder", ["retrodistill[demo]", "training queries"]),
+            ("trans-encoder", ["retrodistill[demo]"]),
             ("disco", ["retrodistill[demo]", "training queries"]),
             ("prod", ["retrodistill[demo]", "training labels"]),
             ("tas-b", ["retrodistill[demo]", "training queries", "training labels"]),
