@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
+from retrodistill.data.fields import fields_table
 from retrodistill.data.texts import Texts, column_digest
 
 JUDGMENT_SCHEMA = pa.schema([("query_id", pa.string()), ("document_id", pa.string()), ("relevance", pa.int32())])
@@ -95,6 +97,8 @@ class Collection:
         bodies: The texts without the title; same ids and order.
         queries: All queries.
         qrels: Judgments by split, in the order train, dev, test, others.
+        fields: What the documents' records hold besides id, title, and text: typed columns, one row per document in the
+            same order, or None. They do not belong to the texts and their fingerprints.
         warnings: Problems in the data, one line each, with counts.
     """
 
@@ -105,6 +109,7 @@ class Collection:
     bodies: Texts
     queries: Texts
     qrels: dict[str, Qrels]
+    fields: pa.Table | None = None
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -117,6 +122,7 @@ class Collection:
         documents: Mapping[str, str | tuple[str, str]],
         queries: Mapping[str, str],
         qrels: Mapping[str, Mapping[str, Mapping[str, int]]],
+        fields: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Collection:
         """Build from dictionaries, and check them.
 
@@ -125,9 +131,10 @@ class Collection:
             documents: Text, or (title, text), by id.
             queries: Text by id.
             qrels: ``{split: {query_id: {document_id: relevance}}}``.
+            fields: ``{document_id: {field: value}}``, for any of the documents; see `retrodistill.data.fields`.
 
         Raises:
-            UserError: There are no documents, or a split has a reserved name.
+            UserError: There are no documents, a split has a reserved name, or fields belong to unknown documents.
         """
         if not documents:
             raise UserError(f"collection {name}: there are no documents; give at least one.")
@@ -137,7 +144,9 @@ class Collection:
         joined = Texts.from_pairs((id_, full_text(title, body)) for id_, (title, body) in pairs.items())
         query_texts = Texts.from_pairs(queries.items())
         judged, warnings = check_parts(joined, query_texts, {split: Qrels.from_dict(qrels[split]) for split in qrels})
-        return cls(name, joined, titles=titles, bodies=bodies, queries=query_texts, qrels=judged, warnings=warnings)
+        table, field_warnings = fields_table(fields, joined.ids) if fields else (None, [])
+        parts = {"titles": titles, "bodies": bodies, "queries": query_texts}
+        return cls(name, joined, **parts, qrels=judged, fields=table, warnings=[*warnings, *field_warnings])
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {size}" for name, size in self.split_sizes.items())

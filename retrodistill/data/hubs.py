@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ _JUDGMENT_COLUMNS = {
     "document_id": ("corpus-id", "corpus_id", "document_id"),
     "score": ("score", "relevance"),
 }
-_DIGESTED = {"_id", "id", "title", "text", *(name for names in _JUDGMENT_COLUMNS.values() for name in names)}
+_JUDGED = {name for names in _JUDGMENT_COLUMNS.values() for name in names}
 _BATCH = 1024
 _IR_SPLITS = ("train", "dev", "test")
 
@@ -59,7 +59,7 @@ def from_datasets(corpus: Dataset, queries: Dataset, qrels: Mapping[str, Dataset
     """Build a collection from datasets in memory, which are copied to the cache once and memory-mapped from there.
 
     Args:
-        corpus: Columns _id, text and optionally title.
+        corpus: Columns _id, text and optionally title; others become fields.
         queries: Columns _id and text.
         qrels: For each split, columns query-id, corpus-id, score. The split 'validation' becomes 'dev'.
         name: Short name of the collection.
@@ -72,7 +72,8 @@ def from_datasets(corpus: Dataset, queries: Dataset, qrels: Mapping[str, Dataset
     if len(by_split) < len(qrels):
         raise UserError(f"{name}: two of the splits {', '.join(qrels)} are both 'dev'; keep one of them.")
     parts = {"corpus": corpus, "queries": queries, **{f"qrels {split}": rows for split, rows in by_split.items()}}
-    digests = {part: _digests(rows, f"{name}, {part}") for part, rows in parts.items()}
+    read = {"corpus": corpus.column_names, "queries": ("_id", "id", "text")}  # the others are judgments
+    digests = {part: _digests(rows, read.get(part, _JUDGED)) for part, rows in parts.items()}
     return cached(name, ("datasets", digests), lambda: _dataset_source(corpus, queries, by_split, name))
 
 
@@ -113,18 +114,20 @@ def _tables(rows: Dataset) -> Iterator[Any]:
     return rows.with_format("arrow").iter(batch_size=_BATCH)
 
 
-def _digests(rows: Dataset, where: str) -> dict[str, str]:
-    """Digest of each column that may be read; the library's fingerprint covers the history, not the content."""
-    names = [name for name in rows.column_names if name in _DIGESTED]
-    try:
-        return {
-            name: f"{rows.features[name]} "
-            + column_digest(piece.cast(pa.string()) for table in _tables(rows) for piece in table[name].chunks)
-            for name in names
-        }
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        held = f"its columns {names} hold lists or structures"
-        raise UserError(f"{where}: {held}; expected strings and numbers.") from error
+def _digests(rows: Dataset, read: Iterable[str]) -> dict[str, str]:
+    """Digest of each column that is read; the library's fingerprint covers the history, not the content."""
+    return {
+        name: f"{rows.features[name]} "
+        + column_digest(_as_strings(piece) for table in _tables(rows) for piece in table[name].chunks)
+        for name in rows.column_names
+        if name in read
+    }
+
+
+def _as_strings(values: pa.Array) -> pa.Array:
+    if pa.types.is_nested(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
+        return pa.array(map(repr, values.to_pylist()), pa.string())
+    return values.cast(pa.string())
 
 
 def _load_splits(name: str, configuration: str | None) -> dict[str, Dataset]:
@@ -230,6 +233,7 @@ def _ir_documents(dataset: Any, where: str) -> Iterator[Document]:
             id_of(row.doc_id, "doc_id", where, place),
             text_of(title, "title", where, place),
             text_of(body or "", "text", where, place),
+            {name: getattr(row, name) for name in row._fields if name != "doc_id"},
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from retrodistill.core.errors import UserError, unknown
 
+DOCUMENT_KEYS = ("_id", "title", "text")  # of a record; all others are fields
 _BOM = b"\xef\xbb\xbf"
 _MISSING = object()
 _DEV = ("validation", "valid", "val", "dev")
@@ -19,12 +20,13 @@ _INT32 = range(-(2**31), 2**31)
 
 
 class Document(NamedTuple):
-    """A document; `place` is its line or row in the source, from 1."""
+    """A document; `place` is its line or row in the source, from 1; `fields` may also have `DOCUMENT_KEYS`."""
 
     place: int
     id: str
     title: str
     body: str
+    fields: Mapping[str, Any] = {}
 
 
 class Query(NamedTuple):
@@ -126,7 +128,7 @@ def read_records(
 
 
 def document_of(record: Mapping[str, Any], where: str, place: int) -> Document:
-    """Check a document record with _id, text and optionally title.
+    """Check a document record with _id, text and optionally title; other keys are its fields.
 
     A missing or null title becomes '', and so does a null text. A missing text is an error, because the text is
     probably in a field with another name.
@@ -142,6 +144,7 @@ def document_of(record: Mapping[str, Any], where: str, place: int) -> Document:
         id_of(record.get("_id", _MISSING), "_id", where, place, record),
         "" if title is None else text_of(title, "title", where, place),
         "" if body is None else text_of(body, "text", where, place),
+        record,
     )
 
 

@@ -13,12 +13,14 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder, read_json, write_json
 from retrodistill.data.collection import JUDGMENT_SCHEMA, Collection, Qrels, check_parts, full_text
+from retrodistill.data.fields import FieldWriter
 from retrodistill.data.records import Document, Query, Source
 from retrodistill.data.texts import SCHEMA as TEXT_SCHEMA
 from retrodistill.data.texts import Texts, duplicates, row_batches
 
 # Part of every cache key. Raise it when the layout of the files or the checks change, so that they are made again.
-FORMAT = 1
+FORMAT = 2
+_FIELDS_FILE = "fields.arrow"
 _DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("title", pa.large_string()), ("body", pa.large_string()), ("text", pa.large_string())]
 )
@@ -51,8 +53,17 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
 
 def write(folder: Path, source: Source) -> None:
     """Write the records of a source, after checking them, as Arrow files and collection.json."""
-    document_rows = ((row.id, row.title, row.body, full_text(row.title, row.body)) for row in source.documents())
-    _write_table(folder / "documents.arrow", _DOCUMENT_SCHEMA, row_batches(document_rows, _DOCUMENT_SCHEMA))
+    fields = FieldWriter(source.where.get("documents", "documents, row"), folder)
+
+    def document_rows() -> Iterator[tuple[str, ...]]:
+        for row in source.documents():
+            fields.append(row.fields, row.place)
+            yield row.id, row.title, row.body, full_text(row.title, row.body)
+
+    _write_table(folder / "documents.arrow", _DOCUMENT_SCHEMA, row_batches(document_rows(), _DOCUMENT_SCHEMA))
+    schema, field_batches, field_warnings = fields.finish()
+    if schema.names:
+        _write_table(folder / _FIELDS_FILE, schema, field_batches)
     query_rows = ((row.id, row.text) for row in source.queries())
     _write_table(folder / "queries.arrow", TEXT_SCHEMA, row_batches(query_rows))
     documents, queries = _open_table(folder / "documents.arrow"), _open_table(folder / "queries.arrow")
@@ -76,13 +87,13 @@ def write(folder: Path, source: Source) -> None:
             "documents": {"rows": len(document_texts), "fingerprint": document_texts.fingerprint},
             "queries": {"rows": len(query_texts), "fingerprint": query_texts.fingerprint},
             "splits": files,
-            "warnings": [*source.warnings, *warnings, *repeated],
+            "warnings": [*source.warnings, *warnings, *field_warnings, *repeated],
         },
     )
 
 
 def open_stored(folder: Path, name: str) -> Collection:
-    """Open a collection that `write` wrote. Texts are memory-mapped: only the manifest is read."""
+    """Open a collection that `write` wrote. Texts and fields are memory-mapped: only the manifest is read."""
     about = read_json(folder / "collection.json")
     try:
         documents = _open_table(folder / "documents.arrow")
@@ -94,6 +105,7 @@ def open_stored(folder: Path, name: str) -> Collection:
             bodies=Texts(bodies),
             queries=Texts(_open_table(folder / "queries.arrow"), about["queries"]["fingerprint"]),
             qrels={split: Qrels(_open_table(folder / file)) for split, file in about["splits"].items()},
+            fields=_open_table(folder / _FIELDS_FILE) if (folder / _FIELDS_FILE).exists() else None,
             warnings=about["warnings"],
         )
     except (pa.ArrowInvalid, OSError, KeyError) as error:

@@ -71,7 +71,7 @@ class TestInMemory:
             ([{"_id": "a", "text": 3}], QUERIES, [], "c, corpus, row 1: 'text' is 3 (int)"),
             ([{"_id": "a", "body": "x"}], QUERIES, [], "c, corpus, row 1: a document has no 'text'"),
             ([{"name": "a", "text": "x"}], QUERIES, [], "c, corpus, row: no column '_id' among ['name', 'text']"),
-            ([{"_id": "a", "text": ["x"]}], QUERIES, [], "hold lists or structures"),
+            ([{"_id": "a", "text": ["x"]}], QUERIES, [], "c, corpus, row 1: 'text' is ['x']"),
             (DOCUMENTS, [{"_id": "q", "text": None}], [], "c, queries, row 1: 'text' is null"),
             (DOCUMENTS, QUERIES, [("q1", "d1", 0.5)], "c, qrels test, row 1: the score 0.5 is not an integer"),
         ],
