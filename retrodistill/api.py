@@ -23,6 +23,7 @@ from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig
 from retrodistill.evaluation.results import Results
 from retrodistill.rankers import load_ranker
+from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.recipes import StudentSettings
 from retrodistill.recipes.cards import write_student_card
 from retrodistill.recipes.student_settings import complete_student
@@ -67,10 +68,11 @@ def distill(
             fits the kind, or a mapping. Ignored if the student has stages.
         document_encoder: The dense model whose document vectors the student's queries search.
         training: How long and how fast to train, as `retrodistill.training.settings.TrainingSettings`; keys missing
-            from a mapping get defaults that suit the kind of student. A mapping may have three more keys:
+            from a mapping get defaults that suit the kind of student. A mapping may have four more keys:
 
             - ``queries``: the split to train on. The default, ``auto``, uses train, or else the queries that are in no
               split. Test queries are always left out. A recorded run only teaches queries that it has rows for.
+            - ``bm25``: the setting of BM25, which proposes candidates, e.g. ``german`` or ``auto``; English by default.
             - ``leaks``: what counts as a test query, as in `ExcludedQueries`: ``near`` (the default) or ``exact``.
             - ``train``: ``query_encoder``: documents stay as they are; ``both_encoders``: the student encodes its own
               documents; ``head``: only what follows a transformer learns, from its stored states. The default is
@@ -87,12 +89,12 @@ def distill(
     """
     objectives = [objective] if isinstance(objective, (str, Mapping)) else list(objective)
     given = training.model_dump() if isinstance(training, TrainingSettings) else dict(training or {})
-    queries, leaks = given.pop("queries", "auto"), given.pop("leaks", "near")
+    queries, leaks, lexical = (given.pop(*key) for key in (("queries", "auto"), ("leaks", "near"), ("bm25", "")))
     if leaks not in get_args(LeakRule):
         raise UserError(f"leaks={leaks!r}: give near or exact.")
     settings = validated(StudentSettings, complete_student(student, objectives, given), "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
-    corpus, teacher = load_collection(collection), load_ranker(target)
+    corpus, teacher, bm25 = load_collection(collection), load_ranker(target), BM25Ranker(lexical)
     excluded = excluded_queries(corpus, leaks)
     train, warning = training_queries(corpus, queries, excluded)
     if warning:
@@ -101,7 +103,9 @@ def distill(
     work = folder.with_name(f".{folder.name}.work")  # of its own, since other students may be training next to it
     space = load_encoder(document_encoder, DENSE).bind(corpus)
     labels = judgments_of(train, corpus.qrels.values())
-    data = TrainingData(corpus, train, teacher, space, work, seed, excluded=excluded, labels=labels)
+    data = TrainingData(
+        corpus, train, teacher, space, work, seed, excluded=excluded, labels=labels, bm25=bm25.of(corpus).name
+    )
     with exclusive(work / ".lock"):
         trained = train_student(folder.name, settings, data, folder)
         if is_main():

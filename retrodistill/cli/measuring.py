@@ -22,7 +22,8 @@ TeacherOption = Annotated[
 @with_engine
 def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     system: Annotated[
-        list[str], Argument(help="dense:NAME, bm25, run:FILE..., an index folder, or rerank:TEACHER@SOURCE (top 100).")
+        list[str],
+        Argument(help="dense:NAME, bm25[:SETTING], run:FILE..., an index folder, or rerank:TEACHER@SOURCE (top 100)."),
     ],
     collection: Annotated[
         list[str], Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo; repeatable.")

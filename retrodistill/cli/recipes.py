@@ -83,11 +83,12 @@ def recipes(
 
 @app.command()
 def methods() -> None:
-    """List every kind of model, objective, labels, initialization, fusion, sampler and labeling budget."""
+    """List all kinds of models, BM25 settings, objectives, labels, initializations, fusions, samplers and budgets."""
     from retrodistill.candidates.samplers import SAMPLERS
     from retrodistill.candidates.selection import BUDGETS
     from retrodistill.encoders.names import KINDS
     from retrodistill.objectives.registry import OBJECTIVES, REGULARIZERS
+    from retrodistill.rankers.analyzers import SETTINGS, languages
     from retrodistill.rankers.ensemble import LABELS
     from retrodistill.runs.calibration import CALIBRATIONS
     from retrodistill.students.static import INITIALIZATIONS
@@ -95,6 +96,7 @@ def methods() -> None:
     calibrations = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in CALIBRATIONS.items()}
     for title, table in (
         ("models", KINDS),
+        ("settings of bm25", {**SETTINGS, "languages": ", ".join(languages())}),
         ("objectives", OBJECTIVES),
         ("regularizers of sparse students", REGULARIZERS),
         ("static initializations", INITIALIZATIONS),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def mine(
     collection: CollectionOption,
     out: RunOption,
-    source: Annotated[list[str], Option(help="bm25, dense:NAME, run:FILE; repeatable.")],
+    source: Annotated[list[str], Option(help="bm25 (bm25:german, bm25:auto...), dense:NAME, run:FILE; repeatable.")],
     split: Annotated[str, Option(help="Queries to mine for; auto: train, or else the queries in no split.")] = "auto",
     depth: Annotated[int, Option(help="Documents per query and source.", min=1)] = 100,
     random: Annotated[int, Option(help="Random documents to add per query.", min=0)] = 0,
@@ -56,7 +56,9 @@ def mine(
 def score(  # noqa: PLR0913, PLR0917 - one option each
     collection: CollectionOption,
     candidates: RunOption,
-    teacher: Annotated[list[str], Option(help="bm25, dense:NAME, cross-encoder:NAME, run:FILE; several are fused.")],
+    teacher: Annotated[
+        list[str], Option(help="bm25[:SETTING], dense:NAME, cross-encoder:NAME, run:FILE; several are fused.")
+    ],
     out: RunOption,
     weight: Annotated[list[float] | None, Option(help="One per teacher, in the same order.")] = None,
     fusion: Annotated[str, Option(help="zscore, zscore-per-query, minmax or reciprocal-rank.")] = "zscore-per-query",

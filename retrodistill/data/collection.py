@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
@@ -11,14 +10,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import regex
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
 from retrodistill.data.fields import fields_table
+from retrodistill.data.languages import LETTERS
 from retrodistill.data.texts import Texts, column_digest
 
 JUDGMENT_SCHEMA = pa.schema([("query_id", pa.string()), ("document_id", pa.string()), ("relevance", pa.int32())])
 PSEUDO_SPLITS = ("all", "unjudged", "auto")
+_BREAKS = regex.compile(rf"[^{LETTERS}]+")
 _SPLIT_ORDER = {"train": 0, "dev": 1, "test": 2}
 
 
@@ -215,7 +217,7 @@ def _listed(sizes: Mapping[str, int]) -> str:
 
 def normalized(text: str) -> str:
     """Case-folded text in which each run of whitespace and punctuation becomes a single space."""
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
+    return _BREAKS.sub(" ", text.casefold()).strip()
 
 
 def full_text(title: str, body: str) -> str:

@@ -8,23 +8,25 @@ so that a text is compared with few others.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import regex
+
 from retrodistill.core.errors import sample_of
 from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection, normalized
+from retrodistill.data.languages import UNSPACED
 from retrodistill.data.texts import Texts
 
 LeakRule = Literal["near", "exact"]
 
 NEAR = 0.6  # Jaccard similarity of sets of words
-_UNSPACED = r"\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"  # Thai, Lao, Khmer, kana, and Han
-_WORDS = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")  # words, and characters of scripts without spaces
+# Words, and characters of scripts without spaces, with their vowel signs.
+_WORDS = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[^\s{UNSPACED}]+")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class ExcludedQueries:
 
 def words_of(text: str) -> frozenset[str]:
     """The distinct words of a text, case-folded and without punctuation."""
-    return frozenset(_WORDS.findall(normalized(text)))
+    words = normalized(text)
+    return frozenset(words.split() if words.isascii() else _WORDS.findall(words))
 
 
 def leaks(collection: Collection, train: str = "train", test: str = "test", rule: LeakRule = "near") -> list[Leak]:

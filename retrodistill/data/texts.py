@@ -175,6 +175,11 @@ class TextColumn(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]  # it compares by content
 
 
+def spread(texts: Sequence[str], most: int) -> list[str]:
+    """At most `most` texts, evenly spread."""
+    return [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts)), dtype=int))]
+
+
 def row_batches(rows: Iterable[tuple[str, ...]], schema: pa.Schema = SCHEMA) -> Iterator[pa.RecordBatch]:
     """Turn rows, by default (id, text), into record batches of a schema."""
     rest = iter(rows)

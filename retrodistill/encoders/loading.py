@@ -17,6 +17,7 @@ from retrodistill.encoders.names import split_exit
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
+    from tokenizers import Tokenizer
 
 PACKAGED_NAME = "all-MiniLM-L6-v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -57,6 +58,26 @@ def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEnco
     return model
 
 
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a model, by the same names as bi-encoders, without its weights, truncation, and padding."""
+    from sentence_transformers.util import load_file_path
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    def load(place: str) -> Tokenizer:
+        first = [module["path"] for module in (_model_file(place, "modules.json") or [])[:1]]  # of a token table
+        files = [load_file_path(place, str(Path(folder, "tokenizer.json"))) for folder in ("", *first)]
+        file = next((file for file in files if file is not None), None)
+        tokenizer = (
+            AutoTokenizer.from_pretrained(place).backend_tokenizer if file is None else Tokenizer.from_file(file)
+        )
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    return _load_from(name, load, "has no fast tokenizer")
+
+
 def scores_pairs(name: str) -> bool:
     """Whether a model has a head that scores pairs; for others, sentence-transformers draws one at random."""
     with quiet_libraries(), _offline_unless_reachable():
@@ -90,9 +111,14 @@ def _load(name: str, class_name: str, fits: Callable[[str], bool] | None = None,
         kind = getattr(sentence_transformers, class_name)
         return kind(place, device=device(), model_kwargs={"dtype": torch.float32}, **trust, **options)
 
+    return _load_from(name, load, "is not a sentence-transformers model")
+
+
+def _load_from(name: str, load: Callable[[str], Any], lack: str) -> Any:
+    """What `load` makes of a folder or a hub name; `lack` says what is wrong with a folder where it fails."""
     with quiet_libraries():
         if (folder := _local(name)) is not None:
-            return _try(str(folder), load, f"folder {name} is not a sentence-transformers model")
+            return _try(str(folder), load, f"folder {name} {lack}")
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
         extra = ", or install 'retrodistill[demo]', which contains it" if PACKAGED_NAME in name else ""

@@ -18,13 +18,16 @@ class ModelKind(NamedTuple):
     is_cross_encoder: bool = False  # loaded as a cross-encoder
     ranker: str = ""  # ``module:class`` of the `Ranker` whose ``of_name`` opens it; empty for encoders, cross-encoders
     student: str = ""  # module of retrodistill.students that defines students of this kind; empty if not trained here
+    needs_name: bool = True
 
 
 _RECORDED = "retrodistill.rankers.recorded"
 # Students that share a class of sentence-transformers are tried in this order: the most general of each class is last.
 MODEL_KINDS = {
     "bm25": ModelKind(
-        "lexical search, stemmed English BM25 (bm25s); takes no name", ranker="retrodistill.rankers.bm25:BM25Ranker"
+        "lexical search (bm25s): English, or a setting: a language, auto, characters, a model whose tokenizer is used",
+        ranker="retrodistill.rankers.bm25:BM25Ranker",
+        needs_name=False,
     ),
     "static": ModelKind("a static token-table encoder (StaticEmbedding): folder or hub name", student="static"),
     "dense": ModelKind("a sentence-transformers bi-encoder: folder or hub name", student="dense"),
@@ -48,12 +51,11 @@ MODEL_KINDS = {
     ),
 }
 KINDS = {name: kind.about for name, kind in MODEL_KINDS.items()}
-_NAMELESS = ("bm25",)
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """A parsed model name: one of `KINDS`, and a folder, hub name or file (empty for ``bm25``)."""
+    """A parsed model name: one of `KINDS`, and a folder, hub name, file, or setting (empty for plain ``bm25``)."""
 
     kind: str
     name: str = ""
@@ -74,9 +76,7 @@ def parse_model_name(text: str) -> ModelName:
     if kind not in KINDS:
         hint = "" if colon else f" A model is named kind:name, e.g. 'dense:{kind}'."
         raise UserError(f"{unknown('model kind', kind, KINDS)}{hint}")
-    if kind in _NAMELESS and name:
-        raise UserError(f"model {text!r}: {kind} takes no name; write {kind!r}.")
-    if kind not in _NAMELESS and not name:
+    if MODEL_KINDS[kind].needs_name and not name:
         raise UserError(f"model {text!r} has no name; write '{kind}:NAME', {KINDS[kind]}.")
     return ModelName(kind, name)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName
+from retrodistill.rankers.analyzers import AUTO, DEFAULT, Analyzer, load_analyzer, load_bm25s, not_english, setting_for
 from retrodistill.rankers.corpus import CorpusScores, Products
 from retrodistill.rankers.protocol import Ranker, Stage
 from retrodistill.runs.run import Run, top_k
@@ -26,26 +26,24 @@ from retrodistill.runs.run import Run, top_k
 if TYPE_CHECKING:
     import bm25s
 
-LANGUAGE = "english"  # of stop words (bm25s) and stemmer (Snowball)
 _FORMULA: dict[str, Any] = {"method": "lucene", "k1": 1.5, "b": 0.75}  # bm25s's defaults
-_SETTINGS = {**_FORMULA, "stemmer": LANGUAGE, "stopwords": LANGUAGE}
 _BLOCK = 8192  # documents whose tokens are Python objects at once
 
 
 class BM25:
-    """BM25 with bm25s's defaults: k1 1.5, b 0.75, Lucene's idf, and stop words and stemmer of `LANGUAGE`."""
+    """BM25 with bm25s's defaults: k1 1.5, b 0.75, Lucene's idf; terms by a setting other than ``auto``."""
 
-    def __init__(self, documents: Texts) -> None:
-        self.documents = documents
+    def __init__(self, documents: Texts, setting: str = DEFAULT) -> None:
+        self.documents, self._analyze = documents, load_analyzer(setting)
 
     @cached_property
     def fingerprint(self) -> str:
         """Digest of settings and corpus, whose statistics determine the scores."""
-        return digest("bm25", _SETTINGS, self.documents.fingerprint)
+        return digest("bm25", {**_FORMULA, **self._analyze.settings}, self.documents.fingerprint)
 
     def scores(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         """For each query text, (documents,) float32 scores of the whole corpus; 0 if no term is shared."""
-        for terms in _tokenize(list(texts)):
+        for terms in self._terms(texts):
             known = [term for term in terms if term in self._index.vocab_dict]
             yield self._index.get_scores(known) if known else np.zeros(len(self.documents), dtype=np.float32)
 
@@ -67,10 +65,15 @@ class BM25:
     def products(self, texts: Sequence[str]) -> Products:
         """Scores of query texts with any document, from (texts, terms) counts and (documents, terms) scores."""
         ids, terms = self._index.vocab_dict, len(self._index.scores["indptr"]) - 1
-        known = [[ids[term] for term in query if ids.get(term, terms) < terms] for query in _tokenize(list(texts))]
+        known = [[ids[term] for term in query if ids.get(term, terms) < terms] for query in self._terms(texts)]
         counts = _counts(known, np.arange(terms, dtype=np.int32), terms)
         arrays = (self._index.scores[part] for part in ("data", "indices", "indptr"))
         return Products(counts, csc_array(tuple(arrays), shape=(len(self.documents), terms)).tocsr())
+
+    def _terms(self, texts: Sequence[str]) -> list[list[str]]:
+        tokens = self._analyze(texts)
+        terms = {number: term for term, number in tokens.vocab.items()}
+        return [[terms[number] for number in numbers] for numbers in tokens.ids]
 
     @cached_property
     def bytes_per_document(self) -> float:
@@ -85,7 +88,7 @@ class BM25:
         with filelock.FileLock(f"{folder}.lock"):
             if not folder.exists():
                 index = library.BM25(**_FORMULA)
-                index.vocab_dict, index.scores = _indexed(self.documents)
+                index.vocab_dict, index.scores = _indexed(self.documents, self._analyze)
                 index.nonoccurrence_array = None  # this formula has none
                 with atomic_folder(folder) as temporary:
                     index.save(temporary, show_progress=False)
@@ -97,24 +100,44 @@ class BM25:
 
 
 class BM25Ranker(Ranker):
-    """BM25 over a collection; a pair that shares no term has 0, which is its true score."""
+    """BM25 over a collection; a pair that shares no term has 0, which is its true score.
 
-    name = kind = "bm25"
+    Args:
+        setting: What makes the terms, see `retrodistill.rankers.analyzers.SETTINGS`: empty for bm25s's English, a
+            language, ``auto``, ``characters``, or a model.
+
+    Raises:
+        UserError: There is no such setting or model.
+    """
+
+    kind = "bm25"
     can_search = can_score_pairs = can_score_corpus = is_cheap = can_be_timed = True
-    documents_by = queries_by = "bm25"
+
+    def __init__(self, setting: str = DEFAULT) -> None:
+        self.setting, self.name = setting, str(ModelName("bm25", setting))
+        if setting != AUTO:
+            load_analyzer(setting)
 
     @classmethod
     def of_name(cls, name: ModelName, store: Path | None) -> BM25Ranker:
-        """BM25, which takes no name."""
-        return cls()
+        """BM25 by its setting."""
+        return cls(name.name)
+
+    def of(self, collection: Collection) -> BM25Ranker:
+        """The same ranker, with the language of the documents for ``auto``."""
+        return BM25Ranker(setting_for(collection.documents)) if self.setting == AUTO else self
+
+    def warning(self, collection: Collection) -> str | None:
+        """A line where the default, English, is used for documents in another language; logged the first time."""
+        return not_english(collection.documents) if self.setting == DEFAULT else None
 
     def fingerprint(self, collection: Collection) -> str:
         """As `BM25.fingerprint`."""
-        return BM25(collection.documents).fingerprint
+        return self._ranker(collection).fingerprint
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k best documents that share a term with the query."""
-        rows, scores = BM25(collection.documents).search(queries.texts, k)
+        rows, scores = self._ranker(collection).search(queries.texts, k)
         return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
@@ -125,19 +148,30 @@ class BM25Ranker(Ranker):
 
     def corpus_scores(self, queries: Texts, collection: Collection) -> CorpusScores:
         """Products of the numbers of the queries' terms and the terms' scores in documents."""
-        return BM25(collection.documents).products(queries.texts)
+        return self._ranker(collection).products(queries.texts)
 
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
         """Search only: nothing is encoded."""
-        ranker = BM25(collection.documents)
+        ranker = self._ranker(collection)
         return list, lambda texts: ranker.search(texts, k)
 
     def bytes_per_document(self, collection: Collection) -> float | None:
         """As `BM25.bytes_per_document`."""
-        return BM25(collection.documents).bytes_per_document
+        return self._ranker(collection).bytes_per_document
+
+    @property
+    def documents_by(self) -> str:
+        """Its name, with the setting."""
+        return self.name
+
+    queries_by = documents_by
+
+    def _ranker(self, collection: Collection) -> BM25:
+        self.warning(collection)
+        return BM25(collection.documents, self.of(collection).setting)
 
 
-def _indexed(documents: Texts) -> tuple[dict[str, int], dict[str, Any]]:
+def _indexed(documents: Texts, analyze: Analyzer) -> tuple[dict[str, int], dict[str, Any]]:
     """The vocabulary, and the scores of terms in documents as bm25s stores them, which it would compute as well.
 
     Its own `BM25.index` takes the tokens of the whole corpus as Python strings.
@@ -146,7 +180,7 @@ def _indexed(documents: Texts) -> tuple[dict[str, int], dict[str, Any]]:
     parts, lengths = [], []
     with bar(len(documents), "BM25 index", "documents") as progress:
         for start in range(0, len(documents), _BLOCK):
-            tokens = _tokenize(documents.slice(start, start + _BLOCK), return_ids=True)
+            tokens = analyze(documents.slice(start, start + _BLOCK))
             of_block = np.empty(len(tokens.vocab), dtype=np.int32)  # the block's numbers -> the corpus's
             for term in sorted(tokens.vocab):  # in any process the same numbers
                 of_block[tokens.vocab[term]] = vocabulary.setdefault(term, len(vocabulary))
@@ -177,26 +211,3 @@ def _counts(texts: list[list[int]], terms: np.ndarray, vocabulary: int) -> csr_a
     counts = csr_array((np.ones(len(columns), dtype=np.float32), columns, bounds), shape=(len(texts), vocabulary))
     counts.sum_duplicates()
     return counts
-
-
-def _tokenize(texts: list[str], *, return_ids: bool = False) -> Any:
-    """Terms of each text, a list of strings; or their numbers, and the vocabulary of these texts."""
-    import Stemmer
-
-    return load_bm25s().tokenize(
-        texts, stopwords=LANGUAGE, stemmer=Stemmer.Stemmer(LANGUAGE), return_ids=return_ids, show_progress=False
-    )
-
-
-@cache
-def load_bm25s() -> Any:
-    """Import bm25s without JAX: bm25s would start an installed JAX, which takes most of a GPU's memory."""
-    jax = sys.modules.get("jax")
-    sys.modules["jax"] = None  # type: ignore[assignment]  # makes Python's import fail
-    try:
-        import bm25s
-    finally:
-        del sys.modules["jax"]
-        if jax is not None:
-            sys.modules["jax"] = jax
-    return bm25s

@@ -91,6 +91,7 @@ def write_student_card(
         source=published(collection) if collection else "",
         turns=turns,
         rewritten=data.rewrites is not None,
+        bm25=data.bm25,
     )
     write_card(model, facts, folder, results)
 

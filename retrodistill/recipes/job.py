@@ -28,11 +28,13 @@ from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
 from retrodistill.evaluation.measures import measures_within
+from retrodistill.evaluation.results import WARNING
 from retrodistill.evaluation.systems import Task
 from retrodistill.indexes.factory import empty_index
 from retrodistill.indexes.faiss_index import FaissSettings, resolve_factory
 from retrodistill.indexes.registry import get_kind
 from retrodistill.quantizers.codes import factory_for, read_form
+from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
@@ -61,6 +63,7 @@ class Job:
     rewrites: Texts | None  # what teachers get instead of queries, by the queries' ids; None if they get the same
     notes: list[str]  # what a reader of the results should know
     space: Encoder  # the document encoder, whose vectors static and dense students search
+    bm25: BM25Ranker  # the recipe's lexical search, `auto` resolved
     teacher: Ranker
     ensemble: Ranker | None  # it is measured and does not teach
     teachers: StageTeachers
@@ -118,20 +121,25 @@ class Job:
             rewrites=self.rewrites,
             labels=labels,
             labeler=self.ensemble,
+            bm25=self.bm25.name,
         )
 
 
 def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     """Load and check everything that a recipe names; nothing is written, and what does not fit is a `UserError`."""
+    lexical = BM25Ranker(recipe.bm25 or "")
     collection, train, test, rewrites, notes = _queries(recipe)
+    bm25 = lexical.of(collection)
+    if warning := bm25.warning(collection):
+        notes.append(f"{WARNING}{warning}")
     with quiet_libraries():
         space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
-        teachers = StageTeachers(recipe, space)
+        teachers = StageTeachers(recipe, space, bm25.name)
         teacher = _teacher(teachers, recipe.teacher)
         ensemble = _teacher(teachers, recipe.ensemble) if recipe.ensemble else None
         for stage in _stages(recipe):
             teachers.load(stage)
-    job = Job(recipe, Path(out), collection, train, test, rewrites, notes, space, teacher, ensemble, teachers)
+    job = Job(recipe, Path(out), collection, train, test, rewrites, notes, space, bm25, teacher, ensemble, teachers)
     _check(job)
     return job
 

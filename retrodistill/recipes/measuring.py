@@ -22,7 +22,6 @@ from retrodistill.indexes.registry import build_index
 from retrodistill.quantizers.codes import read_form, read_index, start_index
 from retrodistill.quantizers.learning import KEPT, Targets
 from retrodistill.quantizers.settings import MOST_HELD, QuantizerSettings
-from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.recipes import sizes
 from retrodistill.recipes.job import Job, learned_factory
 from retrodistill.recipes.pace import repeated
@@ -99,9 +98,8 @@ def measuring_seconds(job: Job, systems: Sequence[tuple[StudentSettings, Any]]) 
         probe = queries.select(queries.ids[:_TIMED])
         scale = len(documents) / len(vectors)
         dense = scale * _rate(lambda: exact_search(vectors[: len(probe)], vectors, 10), len(probe))
-        bm25 = BM25Ranker()
-        bm25.search(probe, few, min(10, len(few.documents)))
-        lexical = _rate(lambda: bm25.search(probe, few, min(10, len(few.documents))), len(probe))
+        job.bm25.search(probe, few, min(10, len(few.documents)))
+        lexical = _rate(lambda: job.bm25.search(probe, few, min(10, len(few.documents))), len(probe))
         lexical *= len(documents) / len(few.documents)
         others = 2  # the document encoder, and an ensemble or another teacher
         if job.recipe.index.learn:
@@ -137,7 +135,7 @@ def remember_measuring(job: Job, seconds: float) -> None:
 
 
 def _measuring_key(job: Job) -> str:
-    recipe = job.recipe.model_dump(mode="json", include={"document_encoder", "teacher", "ensemble", "index"})
+    recipe = job.recipe.model_dump(mode="json", include={"document_encoder", "teacher", "ensemble", "index", "bm25"})
     students = {
         name: student.model_dump(mode="json", exclude={"stages", "initialize"})
         for name, student in job.recipe.students.items()

@@ -113,7 +113,7 @@ def start_model(student: StudentSettings, data: TrainingData) -> Any:
 def _small(stage: StageSettings, data: TrainingData, folder: Path) -> tuple[StageSettings, TrainingData]:
     """A stage of a few steps, and its data, of which a step has as much as in training."""
     size, corpus, groups = stage.training.batch_size, len(data.collection.documents), stage.draws_groups
-    sources = 1 if data.teacher.run is not None else len(candidate_sources(stage, data.teacher))
+    sources = 1 if data.teacher.run is not None else len(candidate_sources(stage, data))
     is_whole = stage.candidates.depth == "all"
     width = stage.groups.depth if is_whole else int(stage.candidates.depth) * sources + stage.candidates.random
     needed = _FEWEST if groups else size * width + stage.candidates.shared
@@ -138,7 +138,7 @@ def _small(stage: StageSettings, data: TrainingData, folder: Path) -> tuple[Stag
         changes = {"sources": [name], "depth": depth, "random": 0, "budget": None}
         settings["candidates"] = stage.candidates.model_copy(update=changes)
     elif stage.needs_lists and not is_whole:
-        named = [name for name in candidate_sources(stage, teacher) if name != CURRENT_STUDENT] or ["bm25"]
+        named = [name for name in candidate_sources(stage, data) if name != CURRENT_STUDENT] or [data.bm25]
         settings["candidates"] = stage.candidates.model_copy(update={"sources": named})
     labels = Qrels.from_rows((query, collection.documents.ids[0], 1) for query in queries.ids)
     small = replace(

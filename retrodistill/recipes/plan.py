@@ -27,6 +27,7 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role, encode_with, tokens_per_pass
 from retrodistill.encoders.embeddings import seconds_to_embed, store_of
 from retrodistill.encoders.names import parse_model_name
+from retrodistill.rankers.analyzers import load_analyzer
 from retrodistill.rankers.bi_encoder import HELD
 from retrodistill.recipes import sizes
 from retrodistill.recipes.job import Job, open_job, texts_of_index
@@ -361,7 +362,7 @@ class _Planner:
         """Most candidates of a text, without those that a batch shares."""
         if data.teacher.run is not None:
             return int(np.ceil(len(data.teacher.run) / max(1, len(data.teacher.run.query_ids))))
-        return sizes.candidates(stage, len(candidate_sources(stage, data.teacher)), self.documents)
+        return sizes.candidates(stage, len(candidate_sources(stage, data)), self.documents)
 
     def _student_teacher(self, what: str, stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> Step:
         """What students that are not trained yet have left to do as teachers, at the rates of their start models."""
@@ -432,7 +433,7 @@ class _Planner:
             memory += vectors * texts
         if stage.any_document:
             memory += vectors * self.documents * sum(member.queries is not None for member in data.teacher.members)
-            memory += sizes.postings(self.job.collection.documents)
+            memory += sizes.postings(self.job.collection.documents, load_analyzer(self.job.bm25.setting))
         is_whole = stage.candidates.depth == "all"
         listed = self.documents if is_whole else width + min(stage.candidates.shared, self.documents)
         if stage.draws_groups:

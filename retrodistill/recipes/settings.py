@@ -138,6 +138,10 @@ class Recipe(Settings):
     the ensemble."""
     fusion: Annotated[str, OneOf("fusion method", "retrodistill.runs.fusion:METHODS")] = "zscore-per-query"
     """How the scores of several models are fused."""
+    bm25: str | None = None
+    """The setting of BM25 wherever the recipe says `bm25` and where it is used by default (the baseline, candidates,
+    what re-rankers order): a language such as `german`, `auto`, `characters`, or a model whose tokenizer makes the
+    terms, as in the name `bm25:german`. By default, English."""
     students: dict[str, StudentSettings] = Field(default_factory=dict)
     """Students by name; the names are those of the systems in results.json. A recipe that learns an index has none."""
     index: IndexSettings = IndexSettings()

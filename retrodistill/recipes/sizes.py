@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 import torch
 
 from retrodistill.core.faiss import CODED
-from retrodistill.data.texts import Texts
+from retrodistill.data.texts import Texts, spread
 from retrodistill.encoders.vectors import training_rows
 from retrodistill.quantizers.codes import Form
 from retrodistill.quantizers.learning import KEPT
 from retrodistill.quantizers.settings import MOST_HELD, QuantizerSettings
+from retrodistill.rankers.analyzers import Analyzer
 from retrodistill.training.settings import StageSettings
 
 FLOAT = 4
@@ -28,6 +29,8 @@ _STORED_PAIR = 12  # bytes of a candidate in a compressed Parquet file
 _RUN_LINE = 36  # bytes of a line of a run besides the two ids: rank, score, and name
 _COPIES = 8  # of a batch's matrix: scores, targets, masks, and what their gradient needs
 _SPARSE = 200 * 8  # bytes of a text's heaviest terms, about
+_COUNTED = 100  # documents whose terms are counted
+_POSTING = 12  # bytes of a term of a document: score, document, and their copy in another order
 _LIST_NUMBER = 8  # bytes of the number of a document's list, and of its row in an index with lists
 _RANKED = 128  # held-out queries that rank documents at once
 _START_COPIES = 4  # of the vectors that OPQ trains on: as given, rotated, decoded, and their products
@@ -122,9 +125,10 @@ def lists(pairs: int) -> float:
     return _PAIR * pairs
 
 
-def postings(documents: Texts) -> float:
-    """Bytes of BM25's postings of a corpus, two in three words of which differ within their document, about."""
-    return len(documents) * characters(documents) / 6 * (2 / 3) * 12
+def postings(documents: Texts, analyze: Analyzer) -> float:
+    """Bytes of BM25's postings of a corpus, by the distinct terms of some documents."""
+    terms = analyze(spread(documents.column, _COUNTED)).ids
+    return len(documents) * sum(len(set(of_text)) for of_text in terms) / len(terms) * _POSTING
 
 
 def run_rows(rows: int) -> float:

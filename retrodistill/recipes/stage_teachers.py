@@ -28,10 +28,12 @@ class StageTeachers:
 
     recipe: Recipe  # its students may teach each other
     space: Encoder
+    bm25: str = "bm25"  # name of the recipe's lexical search
     loaded: dict[str, Ranker] = field(default_factory=dict, repr=False, compare=False)
 
     def model(self, name: str) -> Ranker:
-        """A model that scores pairs; the document encoder is not loaded again."""
+        """A model that scores pairs; the document encoder is not loaded again, and ``bm25`` is the recipe's."""
+        name = self.bm25 if name == "bm25" else name
         if name not in self.loaded:
             source = self.space if name == self.recipe.document_encoder else name
             self.loaded[name] = load_ranker(source, needs="score")
@@ -126,6 +128,8 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
         by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
         if by_ensemble and not stage.teacher and data.labeler is not None:
             inputs["labeler"] = data.labeler.fingerprint(data.collection)
+    if data.bm25 != "bm25":
+        inputs["bm25"] = data.bm25
     if data.stored is not None:
         inputs["stored"] = hashlib.blake2b(data.stored.tobytes(), digest_size=8).hexdigest()
     # A key that students made before it do not have, so that they stay valid.

@@ -17,7 +17,6 @@ from retrodistill.evaluation.results import REWRITES, Role
 from retrodistill.evaluation.systems import System
 from retrodistill.indexes import FaissSettings, build_index, load_index
 from retrodistill.rankers.bi_encoder import DenseRanker
-from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.reranker import Reranker
@@ -124,7 +123,7 @@ def _saved(folder: Path, made_from: Manifest, make: Callable[[], Any]) -> AnyStu
 def baselines(job: Job) -> list[System]:
     """BM25, the document encoder, and the teacher if that is another model that can rank."""
     space = job.space.name
-    systems = [System("bm25", BM25Ranker(), documents_by="bm25", queries_by="bm25", source="bm25")]
+    systems = [System("bm25", job.bm25, source=job.bm25.name)]
     if job.space_answers:
         own = DenseRanker(job.space)
         systems.append(System(space_row(job), own, "teacher", space, space, space, is_served=own.can_be_timed))
@@ -133,7 +132,7 @@ def baselines(job: Job) -> list[System]:
         by = job.teacher.name  # by itself, as users would search with it
         systems.append(System("target", load_ranker(job.teacher.queries), "teacher", by, by, by))
     elif teacher == "target":
-        ranker = Reranker(job.teacher, BM25Ranker(), job.recipe.evaluation.rerank, "target")
+        ranker = Reranker(job.teacher, job.bm25, job.recipe.evaluation.rerank, "target")
         by = ranker.documents_by
         systems.append(System("target", ranker, "teacher", by, job.teacher.name, is_served=False))
     if teacher == "ensemble":
@@ -165,8 +164,8 @@ def student_system(job: Job, student: Distilled) -> System:
     documents = own if student.documents is student.encoder else student.documents.name
     if not kind.can_search:
         scorer, depth = kind.ranker(student.encoder, None), job.recipe.evaluation.rerank
-        reranker = Reranker(scorer, BM25Ranker(), depth, student.name)
-        source = f"rerank@{depth}:{job.out / 'students' / student.name}@bm25"
+        reranker = Reranker(scorer, job.bm25, depth, student.name)
+        source = f"rerank@{depth}:{job.out / 'students' / student.name}@{job.bm25.name}"
         return System(student.name, reranker, role, reranker.documents_by, f"{kind.name}:{student.name}", source)
     if job.recipe.evaluation.exhaustive and kind.exhaustive is not None:
         ranker = kind.exhaustive(student.encoder, student.name)
@@ -199,7 +198,7 @@ def teacher_row(job: Job) -> str | None:
         return None
     if len(teacher.members) > 1:
         return "ensemble"
-    if teacher.fingerprint(job.collection) == BM25Ranker().fingerprint(job.collection):
+    if teacher.fingerprint(job.collection) == job.bm25.fingerprint(job.collection):
         return "bm25"
     if teacher.queries_by == job.space.name and not job.space_answers:
         return None

@@ -84,6 +84,7 @@ class Facts:
     sparsity: dict[str, float] | None = None  # of sparse students: mean terms per text and products per pair
     source: str = ""  # what `load_collection` takes for the collection (see `published`); a placeholder by default
     turns: Turns | None = None  # the conversations that it was trained on; None for ordinary queries
+    bm25: str = "bm25"  # name of the lexical search whose results re-rankers order
     rewritten: bool = False  # whether the teacher got rewritten queries
 
     @property

@@ -15,6 +15,7 @@ from sentence_transformers.util import batch_to_device
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import bar, main_first
 from retrodistill.data.sentences import title_texts
+from retrodistill.data.texts import spread
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
@@ -112,11 +113,6 @@ def start_dense(settings: Any, data: Any) -> SentenceTransformer:
 def _fitted_texts(data: Any) -> list[str]:
     """Training queries and titles, evenly spread, that maps are fitted to."""
     return spread([*data.queries.texts, *title_texts(data.collection).texts], _FITTED)
-
-
-def spread(texts: Sequence[str], most: int) -> list[str]:
-    """At most `most` texts, evenly spread."""
-    return [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts)), dtype=int))]
 
 
 def fit_map(model: SentenceTransformer, texts: Sequence[str], vectors: np.ndarray, prompt: str = "") -> None:

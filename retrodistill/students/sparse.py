@@ -13,7 +13,7 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.sentences import sample_sentences, title_texts
-from retrodistill.data.texts import Texts
+from retrodistill.data.texts import Texts, spread
 from retrodistill.encoders.any_encoder import SPARSE, load_encoder
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder
@@ -21,7 +21,6 @@ from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.bi_encoder import SparseRanker
-from retrodistill.students.dense import spread
 from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse

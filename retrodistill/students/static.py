@@ -22,14 +22,13 @@ from tokenizers import Tokenizer
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, cache_folder, digest
 from retrodistill.core.runtime import bar
-from retrodistill.data.texts import Texts
+from retrodistill.data.texts import Texts, spread
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
 from retrodistill.students.dense import KIND as DENSE_KIND
-from retrodistill.students.dense import spread
 from retrodistill.students.registry import StageDefaults
 
 INITIALIZATIONS = {

@@ -168,7 +168,7 @@ def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -
     texts, lists, sources = prepared.texts, prepared.lists, []
     if stage.needs_lists:  # the rows of a recorded run are the candidates
         recorded = data.teacher.run is not None
-        sources = [data.teacher.name] if recorded else candidate_sources(stage, data.teacher)
+        sources = [data.teacher.name] if recorded else candidate_sources(stage, data)
     return {
         "texts": len(texts),
         "queries": int((texts.sources < 0).sum()),

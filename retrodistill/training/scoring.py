@@ -141,7 +141,7 @@ def scored_candidates(
 
 def scores_file(stage: StageSettings, data: TrainingData, texts: Texts) -> Path:
     """The file of the job's folder for a stage's candidates with the teacher's scores; it is there if they are done."""
-    settings, queries, sources = stage.candidates, data.teacher_queries(texts), candidate_sources(stage, data.teacher)
+    settings, queries, sources = stage.candidates, data.teacher_queries(texts), candidate_sources(stage, data)
     teacher, corpus = data.teacher.fingerprint(data.collection), data.collection.documents.fingerprint
     key: list[object] = [corpus, texts.fingerprint, teacher, sources, settings.depth, settings.random, data.seed]
     if queries is not texts:
@@ -193,12 +193,12 @@ def _with_lowest(run: Run, drawn: Run) -> Run:
     return Run(scored.table.append_column("sources", sources), run.name)
 
 
-def candidate_sources(stage: StageSettings, teacher: Ranker) -> list[str]:
+def candidate_sources(stage: StageSettings, data: TrainingData) -> list[str]:
     """Names of the retrievers that propose the stage's candidates: by default bm25 and the teacher's dense members."""
     if stage.candidates.sources:
-        return stage.candidates.sources
-    dense = [member.name for member in teacher.members if member.queries is not None and member.can_search]
-    return ["bm25", *(name for name in dense if not is_student(name))]
+        return [data.bm25 if name == "bm25" else name for name in stage.candidates.sources]
+    dense = [member.name for member in data.teacher.members if member.queries is not None and member.can_search]
+    return [data.bm25, *(name for name in dense if not is_student(name))]
 
 
 def check_teacher(teacher: Ranker, collection: Collection, queries: Texts, stages: Sequence[StageSettings]) -> None:
@@ -249,7 +249,7 @@ def _within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool:
             raise UserError("pairs that the current student chooses are known when its stage begins, not before.")
         pool, temperature = data.student.score(data.collection, texts, pool), stage.list_temperature
         return choose_pairs(pool, budget, "uncertain", seed=data.seed, temperature=temperature, bought=bought)
-    sources = [name for name in candidate_sources(stage, data.teacher) if name != CURRENT_STUDENT]
+    sources = [name for name in candidate_sources(stage, data) if name != CURRENT_STUDENT]
     cheap = [name for name in sources if parse_model_name(name).kind in _CHEAP]
     if cheap:
         space = data.space  # already loaded
@@ -277,7 +277,7 @@ def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
     collection = data.collection
     random = stage.candidates.random if stage.candidates.budget is None else 0
     depth = min(int(stage.candidates.depth), len(collection.documents))
-    sources: list[object] = list(candidate_sources(stage, data.teacher))
+    sources: list[object] = list(candidate_sources(stage, data))
     if CURRENT_STUDENT in sources:
         if data.student is None:
             raise UserError("candidates of the current student are known when its stage begins, not before.")

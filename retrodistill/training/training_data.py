@@ -109,6 +109,7 @@ class TrainingData:
     labels: Qrels | None = None  # judgments of the training queries
     labeler: Ranker | None = None  # ranks the positives first if a stage selects by an ensemble
     student: StudentSnapshot | None = None  # as it is when a stage begins; None before
+    bm25: str = "bm25"  # name of the lexical search that proposes candidates where a stage says `bm25` or nothing
     bought: tuple[str, ...] = ()  # files of scores whose pairs the student's earlier stages bought from the teacher
 
     def teacher_queries(self, texts: Texts) -> Texts:

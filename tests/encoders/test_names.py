@@ -30,6 +30,5 @@ class TestMistakes:
         with pytest.raises(UserError, match=rf"^model {text!r} has no name; write '{text.rstrip(':')}:NAME', "):
             parse_model_name(text)
 
-    def test_a_name_where_none_belongs(self):
-        with pytest.raises(UserError, match=r"^model 'bm25:lucene': bm25 takes no name; write 'bm25'.$"):
-            parse_model_name("bm25:lucene")
+    def test_bm25_needs_no_name_and_may_have_a_setting(self):
+        assert [str(parse_model_name(name)) for name in ("bm25", "bm25:german")] == ["bm25", "bm25:german"]
