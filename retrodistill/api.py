@@ -18,6 +18,7 @@ from retrodistill.data.leaks import LeakRule, excluded_queries
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.encoders.lengths import warn_of_length
 from retrodistill.evaluation import evaluating
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig
@@ -102,7 +103,8 @@ def distill(
     check_teacher(teacher, corpus, train, settings.stages)
     work = folder.with_name(f".{folder.name}.work")  # of its own, since other students may be training next to it
     space = load_encoder(document_encoder, DENSE).bind(corpus)
-    labels = judgments_of(train, corpus.qrels.values())
+    warn_of_length(space, corpus)
+    labels = corpus.passage_labels(judgments_of(train, corpus.qrels.values()))
     data = TrainingData(
         corpus, train, teacher, space, work, seed, excluded=excluded, labels=labels, bm25=bm25.of(corpus).name
     )

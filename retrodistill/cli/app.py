@@ -41,6 +41,13 @@ def encoding(
 
 
 CollectionOption = Annotated[str, Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo.")]
+PassagesOption = Annotated[
+    str | None,
+    Option(
+        metavar="WORDS,OVERLAP",
+        help="Cut documents into passages, e.g. 120,20, or KEY=VALUE,KEY=VALUE (words, overlap, aggregate, bm25).",
+    ),
+]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object for programs, and no progress.")]
 OutOption = Annotated[Path, Option(help="Output folder.")]
 RunOption = Annotated[Path, Option(help="Run file: .run, .trec, .parquet or .jsonl.")]

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from retrodistill.cli.app import CollectionOption, JsonOption, OutOption, app, show, show_json, with_engine
+from retrodistill.cli.app import (
+    CollectionOption,
+    JsonOption,
+    OutOption,
+    PassagesOption,
+    app,
+    show,
+    show_json,
+    with_engine,
+)
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log, set_quiet
 
@@ -24,6 +33,7 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     option: Annotated[
         list[str] | None, Argument(metavar="KEY=VALUE", help="Any key of a recipe's index, e.g. muvera.candidates=500.")
     ] = None,
+    passages: PassagesOption = None,
     queries: Annotated[str | None, Option(help="Query encoder; the document encoder by default.")] = None,
     factory: Annotated[str | None, Option(help="FAISS factory (Flat, SQ8, OPQ48,PQ48, IVF64,Flat...) or auto.")] = None,
     bytes_wanted: Annotated[int | None, Option("--bytes", help="Bytes per document (auto, --learn).", min=1)] = None,
@@ -64,11 +74,12 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
         query_cut=query_cut,
         heap_factor=heap_factor,
     )
+    source = (collection, passages)
     if learn or learn_queries:
-        built = _learn(collection, (documents, queries), options, out, query_map=learn_queries, seed=seed)
+        built = _learn(source, (documents, queries), options, out, query_map=learn_queries, seed=seed)
     else:
-        built = _build(collection, (documents, queries), options, out)
-    log(f"{len(built)} documents, {built.bytes_per_document():.0f} bytes each, in {out}")
+        built = _build(source, (documents, queries), options, out)
+    log(f"{built.size_text}, {built.bytes_per_document():.0f} bytes a document, in {out}")
 
 
 @app.command()
@@ -109,22 +120,28 @@ def search(
     queries: Annotated[str | None, Option(help="Another query encoder, of the index's space.")] = None,
     collection: Annotated[str | None, Option(help="Show the documents' texts from this collection.")] = None,
     parameters: Annotated[str | None, Option(help="FAISS search parameters, e.g. nprobe=16.")] = None,
+    aggregate: Annotated[
+        str | None, Option(help="Of passages: max, or mean@N for a document's N best; the index's own by default.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search an index or an exported store."""
     from retrodistill.data import load_collection
     from retrodistill.indexes import load_index
     from retrodistill.rankers.protocol import check_queries
+    from retrodistill.runs.documents import PASSAGE
 
     set_quiet(as_json)
     check_queries(query)
-    texts = load_collection(collection).documents if collection else None
-    run = load_index(place, queries, parameters=parameters).search(query, k=k)
+    searched = load_index(place, queries, parameters=parameters)
+    texts = searched.as_indexed(load_collection(collection)).documents if collection else None
     rows: list[dict[str, Any]] = []
-    for number, documents, scores in run:
-        for document, score in zip(documents, scores.tolist(), strict=True):
-            text = {"text": texts[document]} if texts is not None and document in texts else {}
-            rows.append({"query": query[int(number)], "document_id": document, "score": score, **text})
+    for found in searched.search(query, k=k, aggregate=aggregate).table.to_pylist():
+        passage = {PASSAGE: found[PASSAGE]} if PASSAGE in found else {}
+        shown = found.get(PASSAGE, found["document_id"])
+        text = {"text": texts[shown]} if texts is not None and shown in texts else {}
+        row = {"query": query[int(found["query_id"])], "document_id": found["document_id"], **passage}
+        rows.append({**row, "score": found["score"], **text})
     if texts is not None and rows and not any("text" in row for row in rows):
         log(f"none of these documents is in {collection}: it is another corpus")
     if as_json:
@@ -188,15 +205,20 @@ def _given(pairs: list[str] | None, **flags: Any) -> dict[str, Any]:
     return content
 
 
-def _build(source: str, encoders: tuple[str, str | None], options: dict[str, Any], out: Path) -> Index:
-    """Build and save an index of (document encoder, query encoder); options are checked before any work starts."""
+def _build(
+    source: tuple[str, str | None], encoders: tuple[str, str | None], options: dict[str, Any], out: Path
+) -> Index:
+    """Build and save an index of (document encoder, query encoder); options are checked before any work starts.
+
+    The source is a collection's name and its passages.
+    """
     from retrodistill.core.settings import validated
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.indexes import IndexOptions, build_index
 
     settings = validated(IndexOptions, options, "index")
-    collection, encoder = load_collection(source), load_encoder(encoders[0])
+    collection, encoder = load_collection(source[0], passages=source[1]), load_encoder(encoders[0])
     settings.checked_kind(encoder.kind, options)
     built = build_index(collection, encoder, encoders[1], settings=settings)
     built.save(out)
@@ -204,7 +226,13 @@ def _build(source: str, encoders: tuple[str, str | None], options: dict[str, Any
 
 
 def _learn(
-    source: str, encoders: tuple[str, str | None], options: dict[str, Any], out: Path, *, query_map: bool, seed: int
+    source: tuple[str, str | None],
+    encoders: tuple[str, str | None],
+    options: dict[str, Any],
+    out: Path,
+    *,
+    query_map: bool,
+    seed: int,
 ) -> Index:
     """Learn a quantizer, save the index, and show how it compares with OPQ at the same bytes."""
     from retrodistill.data import load_collection
@@ -216,7 +244,7 @@ def _learn(
     strange = [name for name in options if name not in ("bytes", "factory")]
     if strange:
         raise UserError(f"--learn takes --bytes or --factory; leave {strange[0]} out.")
-    collection, encoder = load_collection(source), load_encoder(encoders[0], DENSE)
+    collection, encoder = load_collection(source[0], passages=source[1]), load_encoder(encoders[0], DENSE)
     query_encoder = None if encoders[1] is None else load_encoder(encoders[1], DENSE)
     texts = texts_with_vectors(collection, query_encoder or encoder, seed=seed)
     target = options.get("factory") or options.get("bytes") or 16

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from retrodistill.cli.app import JsonOption, app, show, show_json, this_command, with_engine
+from retrodistill.cli.app import JsonOption, PassagesOption, app, show, show_json, this_command, with_engine
 from retrodistill.core.runtime import set_quiet
 
 SplitOption = Annotated[
@@ -28,6 +28,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     collection: Annotated[
         list[str], Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo; repeatable.")
     ],
+    passages: PassagesOption = None,
     split: SplitOption = None,
     measure: Annotated[
         list[str] | None,
@@ -51,7 +52,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
 
     set_quiet(as_json)
     config = EvaluationConfig(split, measure, depth, teacher, CostConfig(threads) if cost else None, this_command())
-    results = benchmark(system, collection, config, out)
+    results = benchmark(system, collection, config, out, passages=passages)
     if out is not None:
         for evaluation in results.evaluations:
             write_report(out / evaluation.results.collection)
@@ -71,6 +72,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
         Argument(help="Two or more: an evaluated folder (all its systems), FOLDER:SYSTEM, or what evaluate takes."),
     ],
     collection: Annotated[str | None, Option(help="For systems measured now, and for texts of queries.")] = None,
+    passages: PassagesOption = None,
     split: SplitOption = None,
     measure: Annotated[str, Option(help="Measure to compare.")] = "ndcg@10",
     teacher: TeacherOption = None,
@@ -80,13 +82,13 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
     as_json: JsonOption = False,
 ) -> None:
     """Compare systems with the first on the same queries: is a difference real, and which queries cause it?"""
+    from retrodistill.data import load_collection
     from retrodistill.evaluation.comparing import compare_named
     from retrodistill.report.tables import comparison_text
 
     set_quiet(as_json)
-    comparison = compare_named(
-        system, collection, split, measure, teacher, every_pair=every_pair, shown=shown, seed=seed
-    )
+    corpus = None if collection is None else load_collection(collection, passages=passages)
+    comparison = compare_named(system, corpus, split, measure, teacher, every_pair=every_pair, shown=shown, seed=seed)
     if as_json:
         show_json(comparison.to_json())
     else:

@@ -11,6 +11,7 @@ from retrodistill.cli.app import (
     CollectionOption,
     DryOption,
     OutOption,
+    PassagesOption,
     RunOption,
     StoreOption,
     app,
@@ -37,6 +38,7 @@ def mine(
     depth: Annotated[int, Option(help="Documents per query and source.", min=1)] = 100,
     random: Annotated[int, Option(help="Random documents to add per query.", min=0)] = 0,
     seed: Annotated[int, Option(help="Seed of the random documents.")] = 0,
+    passages: PassagesOption = None,
 ) -> None:
     """Mine candidates for queries and write them as a run.
 
@@ -46,7 +48,8 @@ def mine(
     from retrodistill.data import load_collection
     from retrodistill.runs import write_run
 
-    run = mine_candidates(load_collection(collection), split, source, depth, random=random, seed=seed)
+    corpus = load_collection(collection, passages=passages)
+    run = mine_candidates(corpus, split, source, depth, random=random, seed=seed)
     write_run(run, out)
     log(f"{len(run)} candidates of {len(run.query_ids)} queries in {out}")
 
@@ -77,6 +80,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     ] = None,
     seed: Annotated[int, Option(help="Seed of the choice of pairs.")] = 0,
     store: StoreOption = None,
+    passages: PassagesOption = None,
     dry_run: DryOption = False,
 ) -> None:
     """Score candidates with one or more teachers; if it is killed, it resumes where it stopped."""
@@ -88,7 +92,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.rankers import score as score_candidates
     from retrodistill.runs import fuse, read_run, write_run
 
-    corpus, pool = load_collection(collection), read_run(candidates)
+    corpus, pool = load_collection(collection, passages=passages), read_run(candidates)
     if weight and len(weight) != len(teacher):
         raise UserError(f"{len(weight)} weights for {len(teacher)} teachers; give one per teacher.")
     rule = None if filter_by is None else _filter_settings(filter_by, teacher, fusion, budget)
@@ -138,7 +142,8 @@ def _labels(collection: Collection, pool: Run) -> Qrels:
     from retrodistill.data.collection import judgments_of
 
     queries = collection.queries.select([query for query in pool.query_ids if query in collection.queries])
-    labels = judgments_of(queries, [judged for split, judged in collection.qrels.items() if split != "test"])
+    judged = judgments_of(queries, [judged for split, judged in collection.qrels.items() if split != "test"])
+    labels = collection.passage_labels(judged)
     if not len(labels):
         raise UserError(
             f"--filter compares with labeled documents, and no query of the candidates has labels in {collection.name} "
@@ -164,7 +169,7 @@ def _below_positives(scored: Run, labels: Qrels, rule: FilterSettings) -> Run:
 
 @app.command()
 @with_engine
-def distill(
+def distill(  # noqa: PLR0913, PLR0917 - one option each
     collection: CollectionOption,
     target: Annotated[str, Option(help="The teacher: run:FILE, dense:NAME, bm25...")],
     out: OutOption = Path("out/student"),
@@ -175,12 +180,14 @@ def distill(
         str | None, Option(help="query_encoder, both_encoders or head; the default depends on the kind of student.")
     ] = None,
     seed: Annotated[int, Option(help="Seed of all random draws; the same seed gives the same student.")] = 0,
+    passages: PassagesOption = None,
 ) -> None:
     """Distill one student from a teacher; for curricula, controls and reports use 'run RECIPE'."""
     from retrodistill.api import distill as distill_student
+    from retrodistill.data import load_collection
 
     trained = distill_student(
-        collection,
+        collection if passages is None else load_collection(collection, passages=passages),
         target,
         student=student,
         objective=objective or ["kl"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.beir import load_folder, load_public
@@ -10,15 +11,17 @@ from retrodistill.data.collection import Collection, Qrels
 from retrodistill.data.demo import load_demo
 from retrodistill.data.hubs import load_huggingface, load_irdatasets
 from retrodistill.data.leaks import Leak, leaks
+from retrodistill.data.parents import PassageSettings
+from retrodistill.data.passages import with_passages
 from retrodistill.data.texts import Texts
 
-__all__ = ["Collection", "Leak", "Qrels", "Texts", "leaks", "load_collection"]
+__all__ = ["Collection", "Leak", "PassageSettings", "Qrels", "Texts", "leaks", "load_collection", "with_passages"]
 
 _FORMS = "'demo', 'beir/<name>', 'ir_datasets:<id>', 'hf:<name or folder>', or a folder in BEIR's layout"
 _LOADERS = {"ir_datasets:": load_irdatasets, "hf:": load_huggingface, "beir/": load_public}
 
 
-def load_collection(source: str | Path | Collection) -> Collection:
+def load_collection(source: str | Path | Collection, *, passages: Any = None) -> Collection:
     """Load a collection by name or from a folder.
 
     Args:
@@ -26,10 +29,15 @@ def load_collection(source: str | Path | Collection) -> Collection:
             ``"ir_datasets:<id>"``, ``"hf:<name or folder>"``, or a folder in BEIR's layout. These names take precedence
             over a folder of the same name (write ``"./demo"`` for the folder), but a `Path` is always a folder. A
             `Collection` is returned unchanged.
+        passages: Cut documents into passages: `PassageSettings`, a mapping of its keys, or ``"120,20"`` for passages of
+            120 words that repeat up to 20. See `with_passages`.
 
     Raises:
-        UserError: It is none of these, or the data cannot be read.
+        UserError: It is none of these, the data cannot be read, or the passages do not fit.
     """
+    if passages is not None:
+        settings = PassageSettings.of(passages)  # before the data is read
+        return with_passages(load_collection(source), settings)
     if isinstance(source, Collection):
         return source
     if not isinstance(source, str | Path):

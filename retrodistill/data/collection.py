@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import regex
@@ -16,6 +17,7 @@ from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
 from retrodistill.data.fields import fields_table
 from retrodistill.data.languages import LETTERS
+from retrodistill.data.parents import Parents
 from retrodistill.data.texts import Texts, column_digest
 
 JUDGMENT_SCHEMA = pa.schema([("query_id", pa.string()), ("document_id", pa.string()), ("relevance", pa.int32())])
@@ -102,6 +104,8 @@ class Collection:
         fields: What the documents' records hold besides id, title, and text: typed columns, one row per document in the
             same order, or None. They do not belong to the texts and their fingerprints.
         warnings: Problems in the data, one line each, with counts.
+        parents: Where the documents are passages, what they were cut from; judgments are of those. Otherwise None.
+        uncut: The collection before it was cut.
     """
 
     name: str
@@ -113,6 +117,8 @@ class Collection:
     qrels: dict[str, Qrels]
     fields: pa.Table | None = None
     warnings: list[str] = field(default_factory=list)
+    parents: Parents | None = None
+    uncut: Collection | None = None
 
     def __post_init__(self) -> None:
         self.qrels = dict(sorted(self.qrels.items(), key=lambda item: (_SPLIT_ORDER.get(item[0], 3), item[0])))
@@ -147,18 +153,50 @@ class Collection:
         query_texts = Texts.from_pairs(queries.items())
         judged, warnings = check_parts(joined, query_texts, {split: Qrels.from_dict(qrels[split]) for split in qrels})
         table, field_warnings = fields_table(fields, joined.ids) if fields else (None, [])
-        parts = {"titles": titles, "bodies": bodies, "queries": query_texts}
-        return cls(name, joined, **parts, qrels=judged, fields=table, warnings=[*warnings, *field_warnings])
+        return cls(
+            name,
+            joined,
+            titles=titles,
+            bodies=bodies,
+            queries=query_texts,
+            qrels=judged,
+            fields=table,
+            warnings=[*warnings, *field_warnings],
+        )
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {size}" for name, size in self.split_sizes.items())
-        return f"Collection({self.name}: {len(self.documents)} documents, queries: {splits or 'none'})"
+        size = f"{len(self.whole.documents)} documents"
+        size += f" in {len(self.documents)} passages" if self.parents is not None else ""
+        return f"Collection({self.name}: {size}, queries: {splits or 'none'})"
 
     @cached_property
     def fingerprint(self) -> str:
         """Digest of documents, queries and judgments."""
         judged = {split: qrels.fingerprint for split, qrels in self.qrels.items()}
-        return digest(self.documents.fingerprint, self.queries.fingerprint, judged)
+        rule = [] if self.parents is None else [self.parents.settings.model_dump()]
+        return digest(self.documents.fingerprint, self.queries.fingerprint, judged, *rule)
+
+    @property
+    def whole(self) -> Collection:
+        """The documents that users see and that judgments are of: uncut if these are passages."""
+        if self.uncut is None:
+            return self
+        return replace(self.uncut, name=self.name, queries=self.queries, qrels=self.qrels, warnings=self.warnings)
+
+    def passage_labels(self, labels: Qrels) -> Qrels:
+        """Judgments of documents as judgments of their passages, which all get the grade; the same without passages.
+
+        Judgments of unknown documents are left out.
+        """
+        if self.parents is None:
+            return labels
+        rows = self.whole.documents.positions(labels.table["document_id"].to_pylist())
+        known = np.flatnonzero(rows >= 0)
+        places, passages = self.parents.passages_of(rows[known])
+        table = labels.table.take(pa.array(known[places]))
+        ids = self.documents.table["id"].take(pa.array(passages))
+        return Qrels(table.set_column(1, JUDGMENT_SCHEMA.field("document_id"), ids))
 
     @cached_property
     def split_sizes(self) -> dict[str, int]:

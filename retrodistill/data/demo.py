@@ -56,14 +56,14 @@ class Entry(NamedTuple):
 
 def load_demo() -> Collection:
     """Load the demo collection with splits train, dev and test; made in seconds, then cached."""
-    modules = _modules()
-    if not modules:
+    files = modules()
+    if not files:
         raise UserError(
             f"the demo is made from the source of Python's standard library, and {_home()} holds none; use a "
             "Python with its .py files, or another collection."
         )
-    digests = {name: file_digest(path) for name, path in modules.items()}
-    return cached("demo", ("demo", _RULES, digests), lambda: _source(entries(modules)))
+    digests = {name: file_digest(path) for name, path in files.items()}
+    return cached("demo", ("demo", _RULES, digests), lambda: _source(entries(files)))
 
 
 def entries(modules: dict[str, Path]) -> list[Entry]:
@@ -115,18 +115,18 @@ def _home() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _modules() -> dict[str, Path]:
+def modules() -> dict[str, Path]:
     """Source files of the standard library by module name, subpackages included."""
-    home, modules = _home(), {}
+    home, files = _home(), {}
     for name in sorted(sys.stdlib_module_names - _LEFT_OUT):
         alone, package = home / f"{name}.py", home / name
-        files = [alone] if alone.is_file() else sorted(package.rglob("*.py")) if package.is_dir() else []
-        for file in files:
+        found = [alone] if alone.is_file() else sorted(package.rglob("*.py")) if package.is_dir() else []
+        for file in found:
             parts = file.relative_to(home).with_suffix("").parts
             dotted = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             if not {"test", "tests", "__main__"} & set(parts) and not name.startswith("_sysconfigdata"):
-                modules[dotted] = file
-    return modules
+                files[dotted] = file
+    return files
 
 
 def _docstrings(module: str, path: Path) -> Iterator[tuple[str, str]]:

@@ -69,7 +69,13 @@ def sample_sentences(collection: Collection, per_document: int, seed: int, rows:
 
 
 def title_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts:
-    """Each document's title as a pseudo-query, ids ``title:<document id>``, unless title or body is empty."""
+    """Each document's title as a pseudo-query, ids ``title:<document id>``, unless title or body is empty.
+
+    Of a document in passages, it is the title of the first.
+    """
+    if collection.parents is not None:
+        first = collection.parents.bounds[:-1]
+        rows = first if rows is None else np.intersect1d(first, rows)
     return Texts.from_pairs(
         (f"{_TITLE}{id_}", title)
         for (id_, title), (_, body) in zip(

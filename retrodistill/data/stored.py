@@ -21,7 +21,7 @@ from retrodistill.data.texts import Texts, duplicates, row_batches
 # Part of every cache key. Raise it when the layout of the files or the checks change, so that they are made again.
 FORMAT = 2
 _FIELDS_FILE = "fields.arrow"
-_DOCUMENT_SCHEMA = pa.schema(
+DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("title", pa.large_string()), ("body", pa.large_string()), ("text", pa.large_string())]
 )
 
@@ -60,13 +60,13 @@ def write(folder: Path, source: Source) -> None:
             fields.append(row.fields, row.place)
             yield row.id, row.title, row.body, full_text(row.title, row.body)
 
-    _write_table(folder / "documents.arrow", _DOCUMENT_SCHEMA, row_batches(document_rows(), _DOCUMENT_SCHEMA))
+    write_table(folder / "documents.arrow", DOCUMENT_SCHEMA, row_batches(document_rows(), DOCUMENT_SCHEMA))
     schema, field_batches, field_warnings = fields.finish()
     if schema.names:
-        _write_table(folder / _FIELDS_FILE, schema, field_batches)
+        write_table(folder / _FIELDS_FILE, schema, field_batches)
     query_rows = ((row.id, row.text) for row in source.queries())
-    _write_table(folder / "queries.arrow", TEXT_SCHEMA, row_batches(query_rows))
-    documents, queries = _open_table(folder / "documents.arrow"), _open_table(folder / "queries.arrow")
+    write_table(folder / "queries.arrow", TEXT_SCHEMA, row_batches(query_rows))
+    documents, queries = open_table(folder / "documents.arrow"), open_table(folder / "queries.arrow")
     _refuse_duplicates(documents, source.documents, source.where.get("documents", "documents, row"))
     _refuse_duplicates(queries, source.queries, source.where.get("queries", "queries, row"))
     qrels, repeated = {}, []
@@ -80,7 +80,7 @@ def write(folder: Path, source: Source) -> None:
     # Number the files, because the name of a split may not be a valid file name.
     files = {split: f"qrels-{place}.arrow" for place, split in enumerate(kept)}
     for split, judged in kept.items():
-        _write_table(folder / files[split], JUDGMENT_SCHEMA, iter(judged.table.to_batches()))
+        write_table(folder / files[split], JUDGMENT_SCHEMA, iter(judged.table.to_batches()))
     write_json(
         folder / "collection.json",
         {
@@ -96,16 +96,16 @@ def open_stored(folder: Path, name: str) -> Collection:
     """Open a collection that `write` wrote. Texts and fields are memory-mapped: only the manifest is read."""
     about = read_json(folder / "collection.json")
     try:
-        documents = _open_table(folder / "documents.arrow")
+        documents = open_table(folder / "documents.arrow")
         titles, bodies = (pa.table({"id": documents["id"], "text": documents[part]}) for part in ("title", "body"))
         return Collection(
             name,
             Texts(documents, about["documents"]["fingerprint"]),
             titles=Texts(titles),
             bodies=Texts(bodies),
-            queries=Texts(_open_table(folder / "queries.arrow"), about["queries"]["fingerprint"]),
-            qrels={split: Qrels(_open_table(folder / file)) for split, file in about["splits"].items()},
-            fields=_open_table(folder / _FIELDS_FILE) if (folder / _FIELDS_FILE).exists() else None,
+            queries=Texts(open_table(folder / "queries.arrow"), about["queries"]["fingerprint"]),
+            qrels={split: Qrels(open_table(folder / file)) for split, file in about["splits"].items()},
+            fields=open_table(folder / _FIELDS_FILE) if (folder / _FIELDS_FILE).exists() else None,
             warnings=about["warnings"],
         )
     except (pa.ArrowInvalid, OSError, KeyError) as error:
@@ -127,11 +127,13 @@ def _refuse_duplicates(
     raise UserError(f"{where} {second}: id {twice[0]!r} is already on {unit} {first}{more}; ids must be unique.")
 
 
-def _write_table(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+def write_table(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    """Write an Arrow file batch by batch."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
-def _open_table(path: Path) -> pa.Table:
+def open_table(path: Path) -> pa.Table:
+    """Open an Arrow file, memory-mapped."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()

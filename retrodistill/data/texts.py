@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -180,7 +180,7 @@ def spread(texts: Sequence[str], most: int) -> list[str]:
     return [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts)), dtype=int))]
 
 
-def row_batches(rows: Iterable[tuple[str, ...]], schema: pa.Schema = SCHEMA) -> Iterator[pa.RecordBatch]:
+def row_batches(rows: Iterable[tuple[Any, ...]], schema: pa.Schema = SCHEMA) -> Iterator[pa.RecordBatch]:
     """Turn rows, by default (id, text), into record batches of a schema."""
     rest = iter(rows)
     while batch := list(itertools.islice(rest, BATCH)):

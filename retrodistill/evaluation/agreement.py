@@ -12,10 +12,12 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.evaluation.measures import Grades, evaluate_run, means
 from retrodistill.evaluation.results import Agreement, Bin
+from retrodistill.rankers.documents import score_documents, search_documents
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.rankers.recorded import recorded_pairs
 from retrodistill.runs.agreement import kendall, overlap, ranking_overlap, score_bins
+from retrodistill.runs.documents import by_document
 from retrodistill.runs.run import Run, align, look_up
 
 DEPTH = 100  # documents per query: of the teacher's list, and of the candidates that it re-ranks
@@ -56,7 +58,7 @@ def agreements(
     if teacher_run is not None:
         known = teacher_run.select(queries.ids)
     elif teacher.can_search:
-        known = teacher.stream(queries, collection, min(DEPTH + 1, len(collection.documents)))
+        known = search_documents(teacher, queries, collection, min(DEPTH + 1, len(collection.whole.documents)))
     else:
         known = _scored(teacher, collection, queries, align(list(tops.values()))[0])
     target = known.without(own).top(DEPTH)
@@ -83,9 +85,12 @@ def agreements(
 def _scored(teacher: Ranker, collection: Collection, queries: Texts, pairs: Run) -> Run:
     """The pairs with the teacher's scores; only the recorded pairs of a recorded run."""
     if teacher.run is None:
-        return teacher.score(queries, collection, pairs)
-    teacher.run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
-    return recorded_pairs(teacher.run, pairs, teacher.name)
+        return score_documents(teacher, queries, collection, pairs)
+    run = teacher.run
+    if not teacher.ranks_documents(collection):  # it is over passages, or of another collection
+        run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
+        run = by_document(run) if collection.parents is not None else run
+    return recorded_pairs(run, pairs, teacher.name)
 
 
 def _ndcg(run: Run, qrels: Grades) -> float:

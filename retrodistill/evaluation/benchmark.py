@@ -15,6 +15,7 @@ from retrodistill.core.files import write_json
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, load_collection
 from retrodistill.data.beir import FORUMS, load_folder
+from retrodistill.data.parents import PassageSettings
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
 from retrodistill.evaluation.systems import System, named_systems
 
@@ -55,6 +56,8 @@ def benchmark(
     collections: Sequence[Collection | str],
     config: EvaluationConfig | None = None,
     out: str | Path | None = None,
+    *,
+    passages: Any = None,
 ) -> Benchmark:
     """Measure systems on collections by BEIR's rules; with a folder, an interrupted benchmark resumes.
 
@@ -63,19 +66,21 @@ def benchmark(
         collections: What `load_collection` takes; ``beir/cqadupstack`` is its twelve forums and one row.
         config: What to measure.
         out: Folder with ``benchmark.json`` (the table) and, as `evaluate` writes it, a subfolder for each collection.
+        passages: Cut the documents of all collections, as `load_collection` does.
 
     Raises:
         UserError: As `evaluate`, or two collections have the same name.
     """
     named, config = named_systems(systems), (config or EvaluationConfig()).with_teacher()
     listed = sources(collections)
+    rule = None if passages is None else PassageSettings.of(passages)
     if not listed:
         raise UserError("no collection to measure on; give at least one.")
     loaded: dict[str, System] = {}
     evaluations: list[Evaluation] = []
     rows = []
     for number, source in enumerate(listed, start=1):
-        collection = source.load()
+        collection = load_collection(source.load(), passages=rule)
         if collection.name in {evaluation.results.collection for evaluation in evaluations}:
             raise UserError(f"two collections are named {collection.name}; rename the folder of one.")
         if len(listed) > 1:

@@ -82,6 +82,7 @@ def check(
         raise UserError("this index has no query encoder; give one to check.")
     if queries is None:  # of an index that only holds token weights, the model that they come from
         queries = index.queries if index.queries.has_model else index.space.documents_by
+    collection = index.as_indexed(collection)
     student = load_encoder(queries).bind(collection)
     index.space.check_query_encoder(student)
     own = _teacher(index, teacher, collection)
@@ -94,7 +95,7 @@ def check(
             f"the index holds {len(index)} documents, collection {collection.name} {len(documents)}{which}; give the "
             "collection that it was built on."
         )
-    check_k(k, len(index))
+    check_k(k, index.size)
     grades = collection.relevance(split).to_dict() if split in collection.qrels else None
     chosen = split if collection.qrels or split != "test" else "all"
     task = Task(collection, split, collection.split(chosen), grades)
@@ -119,7 +120,7 @@ def check(
         shared = {depth: float(np.mean(list(overlap(run, exact, depth).values()))) for depth in sorted({k, deepest})}
     is_own = student.document_space == index.space.fingerprint
     admitted_as = "it is their own model" if is_own else "distilled into their space"
-    sides = _sides(list(measured.values()), len(index))
+    sides = _sides(list(measured.values()), index.size)
     return Check(student.name, index.space.documents_by, admitted_as, len(task.queries), shared, sides, notes)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError, sample_of, unknown
 from retrodistill.core.files import read_json
 from retrodistill.core.manifest import FILE_NAME
-from retrodistill.data import load_collection
+from retrodistill.data import Collection, load_collection
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.evaluating import EvaluationConfig, evaluate
 from retrodistill.evaluation.measures import parse_measure
@@ -124,7 +124,7 @@ def _aligned(systems: Mapping[str, pa.Table], measure: str) -> dict[str, dict[st
 
 def compare_named(
     names: Sequence[str],
-    collection: str | None = None,
+    collection: Collection | str | None = None,
     split: str | None = None,
     measure: str = "ndcg@10",
     teacher: str | None = None,

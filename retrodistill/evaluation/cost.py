@@ -20,6 +20,7 @@ from retrodistill.core.faiss import faiss
 from retrodistill.core.runtime import log, release_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.evaluation.results import Cost, Timing
+from retrodistill.rankers.documents import searched
 from retrodistill.rankers.protocol import Ranker
 
 BATCHES = (1, 32)
@@ -53,27 +54,37 @@ def measure_cost(
     None for a ranker that cannot answer new queries (`can_be_timed`), or whose vectors do not fit into memory. Timing
     without any query is a UserError.
     """
-    queries, documents = list(texts[: config.queries]), len(collection.documents)
+    queries, documents = list(texts[: config.queries]), len(collection.whole.documents)
+    place = searched(ranker, collection)
     if not ranker.can_be_timed:
         return None
-    if not ranker.holds(collection):
-        log(f"{ranker.name}: not timed, because {documents:,} vectors do not fit into memory; build an index of them")
+    if not ranker.holds(place):
+        count = f"{len(place.documents):,} vectors"
+        log(f"{ranker.name}: not timed, because {count} do not fit into memory; build an index of them")
         return None
     if not queries:
         raise UserError("no query to time; choose a split that has some.")
     with fixed_threads(config.threads):
-        stages = ranker.timed_stages(collection, min(config.depth, documents))
+        stages = ranker.timed_stages(place, min(config.depth, len(place.documents)))
         timings = []
         for batch in BATCHES:
             parts, whole, rate = staged_latency(stages, queries, batch=batch, warm_up=max(1, 10 // batch))
             split = dict(zip(("encode", "search"), parts, strict=True)) if len(parts) == 2 else {}
             timings.append(Timing(batch=batch, **split, total=whole, queries_per_second=round(rate, 2)))
         throughput = _throughput(ranker, collection, config.threads)
-    size, built = ranker.bytes_per_document(collection), getattr(ranker, "build_seconds", None)
+    size, built = bytes_per_document(ranker, collection), getattr(ranker, "build_seconds", None)
     total = None if size is None else size * documents
     if source is not None and config.place is not None:
-        throughput |= peak_memory(source, config.place, queries[:_MEMORY], config.threads)
+        passages = None if place.parents is None else place.parents.settings.model_dump()
+        throughput |= peak_memory(source, config.place, queries[:_MEMORY], config.threads, passages)
     return Cost(threads=config.threads, timings=timings, total_bytes=total, build_seconds=built, **throughput)
+
+
+def bytes_per_document(ranker: Ranker, collection: Collection) -> float | None:
+    """Bytes per document that serving keeps, those of all its passages; None if unknown."""
+    place = searched(ranker, collection)
+    size = ranker.bytes_per_document(place)
+    return None if size is None else size * len(place.documents) / len(place.whole.documents)
 
 
 def query_latency(
@@ -261,14 +272,16 @@ def operations(work: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def peak_memory(system: str, collection: str, queries: list[str], threads: int) -> dict[str, int]:
+def peak_memory(
+    system: str, collection: str, queries: list[str], threads: int, passages: dict[str, Any] | None = None
+) -> dict[str, int]:
     """Highest memory, in bytes, of a new process that loads one system and answers queries, as fields of `Cost`.
 
     Resident memory includes Python, libraries, and native allocations of FAISS and torch, which `tracemalloc` misses.
     GPU memory is that of torch's tensors. `load_ranker` and `load_collection` load the two; each query is answered
     alone, with 100 documents, by `threads` threads of torch and FAISS. Empty if the process failed.
     """
-    task = {"system": system, "collection": collection, "queries": queries, "threads": threads}
+    task = {"system": system, "collection": collection, "queries": queries, "threads": threads, "passages": passages}
     command = [sys.executable, "-c", "from retrodistill.evaluation.cost import write_peak; write_peak()"]
     done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -291,7 +304,7 @@ def write_peak() -> None:
 
     task = json.load(sys.stdin)
     set_quiet(True)
-    collection = load_collection(task["collection"])
+    collection = load_collection(task["collection"], passages=task["passages"])
     ranker = load_ranker(task["system"], needs="search")
     with fixed_threads(task["threads"]):
         answer = ranker.query_fn(collection, min(100, len(collection.documents)))

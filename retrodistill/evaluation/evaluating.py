@@ -16,7 +16,7 @@ from retrodistill.core.manifest import Manifest, hardware, library_versions
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, Texts
 from retrodistill.evaluation.agreement import agreements
-from retrodistill.evaluation.cost import CostConfig, measure_cost
+from retrodistill.evaluation.cost import CostConfig, bytes_per_document, measure_cost
 from retrodistill.evaluation.examples import MEASURE, shown_queries
 from retrodistill.evaluation.measures import evaluate_run, means, measures_within, parse_measure
 from retrodistill.evaluation.results import Results
@@ -29,10 +29,12 @@ from retrodistill.evaluation.systems import (
     check_file_names,
     load_systems,
     named_systems,
+    passages_note,
     split_of,
     version_note,
     write_per_query,
 )
+from retrodistill.rankers.documents import search_documents
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
@@ -178,22 +180,27 @@ def _measure(system: System, task: Task, config: EvaluationConfig) -> Measured:
         note if lacking else "",
         name=system.name,
         role=system.role,
-        bytes_per_document=ranker.bytes_per_document(task.collection) if system.is_served else None,
+        bytes_per_document=bytes_per_document(ranker, task.collection) if system.is_served else None,
         documents_by=system.documents_by or ranker.documents_by,
         queries_by=system.queries_by or ranker.queries_by,
     )
 
 
 def search(ranker: Ranker, collection: Collection, queries: Texts, depth: int) -> Run:
-    """The best `depth` documents of each query; a document that is the query itself is excluded, as in beir."""
-    own = bool((collection.documents.positions(queries.ids) >= 0).any())
-    run = ranker.stream(queries, collection, min(depth + own, len(collection.documents)))
+    """The best `depth` documents of each query; a document that is the query itself is excluded, as in beir.
+
+    In a collection of passages, these are the documents that they were cut from.
+    """
+    documents = collection.whole.documents
+    own = bool((documents.positions(queries.ids) >= 0).any())
+    run = search_documents(ranker, queries, collection, min(depth + own, len(documents)))
     return run.without({query: query for query in queries.ids}).top(depth)
 
 
 def _task(collection: Collection, config: EvaluationConfig) -> tuple[Task, list[str]]:
     """The queries with their judgments, and notes for the reader."""
     split, notes = split_of(collection, config.split), list(collection.warnings)
+    notes += filter(None, [passages_note(collection)])
     queries = collection.split(split)
     grades = collection.relevance(split).to_dict() if collection.qrels else None
     if grades is None:
@@ -221,8 +228,8 @@ def _evaluation(
     prints = {system.name: system.ranker.fingerprint(collection) for system in systems}
     provenance = {
         "collection": collection.fingerprint,
-        "documents": str(len(collection.documents)),
-        "depth": str(min(config.depth, len(collection.documents))),
+        "documents": str(len(collection.whole.documents)),
+        "depth": str(min(config.depth, len(collection.whole.documents))),
         **{f"system {name}": fingerprint for name, fingerprint in prints.items() if fingerprint},
     }
     if teacher is not None:

@@ -51,13 +51,14 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
     both = [_rankings(side.load_run(), queries) for side in (reference, other)]
     grades, values = task.grades or {}, [side.values(MEASURE) for side in (reference, other)]
     relevant = {query: {name for name, grade in grades.get(query, {}).items() if grade > 0} for query in queries}
-    corpus = task.collection.documents  # which may lack judged documents
+    whole = task.collection.whole
+    corpus = whole.documents  # which may lack judged documents
     known = {query: {name for name in relevant[query] if name in corpus} for query in queries}
     missed = {query: _missed(known[query], [rankings.get(query, {}) for rankings in both]) for query in queries}
     shown = {name for rankings in both for query in queries for name in _first(rankings.get(query, {}))}
     names = sorted(shown.union(*missed.values()))
     # Only the shown documents are looked up: the corpus may be large.
-    titles, bodies = task.collection.titles.select(names), task.collection.bodies.select(names)
+    titles, bodies = whole.titles.select(names), whole.bodies.select(names)
     texts: dict[str, dict[str, Any]] = {
         name: {"title": snippet(titles[name], _TITLE), "text": snippet(bodies[name], _TEXT)} for name in names
     }

@@ -28,6 +28,7 @@ PER_QUERY = "per-query.parquet"
 PLACE = "{collection}"  # in the name of a run or an index: replaced by the name of each collection
 _KEPT = {"bytes_per_document", "cost", "documents_by", "queries_by"}  # columns of a system's row, in its folder
 _SPLITS = {"msmarco": "dev"}  # its test split is TREC's Deep Learning track of 2019; BEIR's table uses dev
+_SEARCHED = {"documents": "whole documents", "passages": "passages"}
 _TOUCHE, _TOUCHE_V2 = "webis-touche2020", 2214  # number of judgments in version 2
 
 
@@ -151,6 +152,17 @@ def version_note(collection: Collection, split: str) -> str | None:
     if count == _TOUCHE_V2:
         return f"{_TOUCHE} is version 2 ({count:,} judgments), the one in BEIR's zip: not comparable with v1 or v3."
     return f"{_TOUCHE} has {count:,} judgments; BEIR's version 2 has {_TOUCHE_V2:,}: not comparable with its table."
+
+
+def passages_note(collection: Collection) -> str | None:
+    """What a reader must know about a collection of passages."""
+    if collection.parents is None:
+        return None
+    rule, whole = collection.parents.settings, collection.whole
+    return (
+        f"documents: {len(whole.documents)} in {len(collection.documents)} passages of at most {rule.words} words; "
+        f"measures are of documents, by {rule.aggregate} of their passages. bm25 searches {_SEARCHED[rule.bm25]}."
+    )
 
 
 def _beir_name(collection: Collection) -> str:

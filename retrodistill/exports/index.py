@@ -7,6 +7,7 @@ from typing import Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
+from retrodistill.data.parents import PassageSettings
 from retrodistill.encoders.any_encoder import DENSE, MULTI_VECTOR, SPARSE, load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.vectors import leading
@@ -32,7 +33,8 @@ class StoreIndex(Index):
         manifest, address = store.manifest(), store.address
         if manifest is None:
             raise UserError(f"{address} was not exported by retrodistill; it does not say which queries belong to it.")
-        about, self.store = manifest.about, store
+        self._manifest_about = about = manifest.about
+        self.store = store
         if not about["is_complete"]:
             raise UserError(
                 f"{address} holds {store.count()} of {about['documents']} documents and is not verified: its "
@@ -48,14 +50,35 @@ class StoreIndex(Index):
     def __len__(self) -> int:
         return self.store.count()
 
+    @property
+    def rule(self) -> PassageSettings | None:
+        """As `Index.rule`."""
+        return PassageSettings.of(self._manifest_about["passages"]) if "passages" in self._manifest_about else None
+
+    @property
+    def size(self) -> int:
+        """As `Index.size`."""
+        return int(self._manifest_about["parents"]) if "passages" in self._manifest_about else len(self)
+
     def search_vectors(
-        self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None, filter: Filter | None = None
+        self,
+        vectors: Any,
+        k: int | None = None,
+        query_ids: Sequence[str] | None = None,
+        filter: Filter | None = None,
+        *,
+        aggregate: str | None = None,
     ) -> Run:
         """As `Index.search_vectors`; sparse and multi-vector queries may find fewer than k.
 
-        `filter` admits only documents whose payload has one of its values, e.g. ``{"title": ["Anemia"]}``.
+        `filter` admits only documents whose payload has one of its values, e.g. ``{"title": ["Anemia"]}``. A store does
+        not know how many passages a document has, which ``mean@n`` needs.
         """
-        answers = self.store.best(self._prepare(vectors, "queries"), wanted_depth(k, len(self)), filter)
+        k, vectors = wanted_depth(k, self.size), self._prepare(vectors, "queries")
+        return self._answer(lambda depth: self._found(vectors, query_ids, depth, filter), k, aggregate)
+
+    def _found(self, vectors: Any, query_ids: Sequence[str] | None, k: int, filter: Filter | None = None) -> Run:
+        answers = self.store.best(vectors, k, filter)
         if self.space.similarity == "meanmaxsim":
             per_query = zip(answers, vectors.lengths.tolist(), strict=True)
             answers = [[(document, score / length) for document, score in pairs] for pairs, length in per_query]
@@ -63,8 +86,10 @@ class StoreIndex(Index):
 
     def timed_stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Any], Callable[[Any], Any]]:
         """Encoding of queries, and search in the store."""
-        encode, k = super().timed_stages(collection, k)[0], min(k, len(self))
-        return encode, lambda vectors: self.store.best(vectors, k)
+        encode, k = super().timed_stages(collection, k)[0], min(k, self.size)
+        if self.rule is None:
+            return encode, lambda vectors: self.store.best(vectors, k)
+        return encode, lambda vectors: self._answer(lambda depth: self._found(vectors, None, depth), k)
 
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """Unknown: a server does not say what it keeps in memory and on disk."""

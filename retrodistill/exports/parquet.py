@@ -1,7 +1,7 @@
 """Parquet files with a schema, for any other program: ``parquet:FOLDER``.
 
 They are ``FOLDER/documents/part-00000.parquet``... with the columns ``document_id`` string, ``title`` string (with a
-collection), ``text`` string (if wanted), and by kind
+collection), ``text`` string (if wanted), ``passage_id`` string (of an index of passages), and by kind
 
 - dense: ``vector`` fixed_size_list<float>[d];
 - sparse: ``indices`` list<int32>, ascending, and ``values`` list<float>; where the entries are known,
@@ -34,6 +34,7 @@ from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.encoders.vectors import to_float16
 from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
 from retrodistill.exports.records import Answers, Batch, Records, Vectors, exact_search
+from retrodistill.runs.documents import PASSAGE
 
 _PARTS, _VOCABULARY = "documents", "vocabulary.parquet"
 _ROW_GROUP = 10_000
@@ -145,7 +146,8 @@ class ParquetStore(VectorStore):
                     for column, values in (filter or {}).items():
                         rows = rows.filter(pc.is_in(rows[column], value_set=pa.array(list(values), pa.string())))
                     if len(rows):
-                        yield rows["document_id"].to_pylist(), _read_vectors(rows, width)
+                        own = PASSAGE if PASSAGE in rows.schema.names else "document_id"
+                        yield rows[own].to_pylist(), _read_vectors(rows, width)
 
 
 def _vector_columns(vectors: Vectors, numbers: str) -> dict[str, pa.Array]:

@@ -27,6 +27,7 @@ from retrodistill.core.stores import slug
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
 from retrodistill.exports.records import Answers, Batch, Records, Vectors, stacked
+from retrodistill.runs.documents import PASSAGE
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -77,10 +78,11 @@ class QdrantStore(VectorStore):
     """A collection in Qdrant.
 
     A point's id is a UUID made from its document's id. Its payload has ``document_id``, ``title`` where there is one,
-    and ``text`` if wanted. Its vector is named by its kind (``dense``, ``sparse``, ``multi-vector``). A document
-    without any entry or token has no vector and is never found. The collection's metadata holds the manifest with the
-    contract of the space, so that queries of another space are refused. `close` closes the client; `place` is the
-    folder or URL, for messages; `name` is the collection's unless the settings name one.
+    and ``text`` if wanted; that of a passage has ``passage_id``, too, from which its UUID is made. Its vector is named
+    by its kind (``dense``, ``sparse``, ``multi-vector``). A document without any entry or token has no vector and is
+    never found. The collection's metadata holds the manifest with the contract of the space, so that queries of another
+    space are refused. `close` closes the client; `place` is the folder or URL, for messages; `name` is the collection's
+    unless the settings name one.
     """
 
     options = QdrantSettings
@@ -200,7 +202,7 @@ class QdrantStore(VectorStore):
         """As `VectorStore.stored`; a point that names another document does not count."""
         documents = {point_id(document): document for document in ids}
         points = self._call("retrieve", self.name, ids=list(documents), with_payload=True, with_vectors=True)
-        points = [point for point in points if (point.payload or {}).get("document_id") == documents[str(point.id)]]
+        points = [point for point in points if (point.payload or {}).get(self._own_id) == documents[str(point.id)]]
         vectors = [point.vector.get(self._kind) if isinstance(point.vector, dict) else None for point in points]
         dimension = int(self._manifest.about["space"]["dimension"])
         return [documents[str(point.id)] for point in points], _from_qdrant(self._kind, vectors, dimension)
@@ -208,7 +210,7 @@ class QdrantStore(VectorStore):
     def best(self, queries: Vectors, k: int, filter: Filter | None = None) -> Answers:
         """As `VectorStore.best`; queries without any entry or token find nothing."""
         vectors = _to_qdrant(queries)
-        options: dict[str, Any] = {"using": self._kind, "limit": k, "with_payload": ["document_id"]}
+        options: dict[str, Any] = {"using": self._kind, "limit": k, "with_payload": [self._own_id]}
         if self._manifest.settings["quantization"] is not None and not self.embedded:
             options["params"] = _BY_CODES
         if filter is not None:
@@ -238,6 +240,11 @@ class QdrantStore(VectorStore):
     def _kind(self) -> str:
         return str(self._manifest.settings["kind"])
 
+    @property
+    def _own_id(self) -> str:
+        """The field of the payload with a point's own id."""
+        return PASSAGE if "passages" in self._manifest.about else "document_id"
+
     def _metadata(self, state: str) -> dict[str, Any]:
         return {_OWNER: {**asdict(self._manifest), "fingerprint": self._manifest.fingerprint, "state": state}}
 
@@ -245,7 +252,7 @@ class QdrantStore(VectorStore):
         self._call("update_collection", self.name, metadata=self._metadata(state))
 
     def _document(self, point: Any) -> str:
-        document = (point.payload or {}).get("document_id")
+        document = (point.payload or {}).get(self._own_id)
         if document is None:
             raise UserError(f"{self.address} holds point {point.id}, which names no document; something else wrote it.")
         return str(document)

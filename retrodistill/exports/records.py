@@ -20,6 +20,8 @@ from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
+from retrodistill.data.parents import Parents
+from retrodistill.data.passages import with_passages
 from retrodistill.data.texts import Texts, duplicates
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
@@ -29,6 +31,7 @@ from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
 from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
 from retrodistill.indexes.registry import load_index
+from retrodistill.runs.documents import PASSAGE
 from retrodistill.runs.run import Run, top_k
 
 Kind = Literal["dense", "sparse", "multi-vector"]
@@ -52,6 +55,7 @@ class Records:
     vocabulary: Sequence[str] | None = None  # (d,) entries of a sparse space, where they are known
     collection: str | None = None  # name for a collection in a store
     payload: Mapping[str, Texts] = field(default_factory=dict)  # ``title`` and ``text``, those that are exported
+    parents: Parents | None = None  # of passages, whose ids are those of the records
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,6 +88,8 @@ class Records:
             if texts:
                 raise UserError("texts are to be exported, but there is no collection to take them from; give one.")
             return self
+        if self.parents is not None and collection.parents is None:
+            collection = with_passages(collection, self.parents.settings)
         payload = {"title": _texts_of(collection.titles, self.ids)}
         if texts:
             payload["text"] = _texts_of(collection.bodies, self.ids)
@@ -99,6 +105,8 @@ class Records:
             "name": self.name,
             "queries_by": self.queries_by,
         }
+        if self.parents is not None:
+            about |= {"passages": self.parents.settings.model_dump(), "parents": len(self.parents.ids)}
         return Manifest(artifact, inputs, {"kind": self.kind, **settings}, about)
 
 
@@ -125,9 +133,18 @@ class Batch:
 
     @property
     def payload(self) -> dict[str, list[str]]:
-        """``document_id``, ``title`` and ``text``, those that are exported; '' where a document has none."""
+        """``document_id``, ``title`` and ``text``, those that are exported; '' where a document has none.
+
+        A passage has a ``passage_id``, too, which is the record's.
+        """
         texts = {name: texts.slice(self.start, self.stop) for name, texts in self.records.payload.items()}
-        return {"document_id": self.ids, **texts}
+        if self.records.parents is None:
+            return {"document_id": self.ids, **texts}
+        return {
+            PASSAGE: self.ids,
+            "document_id": self.records.parents.column[self.start : self.stop].to_pylist(),
+            **texts,
+        }
 
 
 def vector_records(
@@ -256,7 +273,7 @@ def _of_index(index: Index, collection: Collection | None) -> Records:
     # Token weights do not name a model; the index does.
     by = space.documents_by if queries is not None and not queries.has_model else _full_name(queries)
     if read is not None:
-        return _checked(Records(kind, index.ids, space, read, "", index.name, by))
+        return _checked(Records(kind, index.ids, space, read, "", index.name, by, parents=index.parents))
     if collection is None:
         raise UserError(
             f"{index!r} holds codes, not vectors; give the collection, so that its documents can be embedded again, or "
@@ -265,11 +282,12 @@ def _of_index(index: Index, collection: Collection | None) -> Records:
     encoder = queries
     if encoder is None or encoder.document_space != space.fingerprint:
         encoder = index._document_encoder("export an index of factory 'Flat', or build it again")
-    texts = _texts_of(collection.documents, index.ids)
+    texts = _texts_of(index.as_indexed(collection).documents, index.ids)
     vectors = embed(encoder.bind(collection), texts.texts, "document")
     vectors = leading(vectors, space.truncation, unit=space.norm == "unit")
     records = vector_records(index.ids, vectors, space, name=index.name, queries_by=by)
-    return replace(records, fingerprint=_pin(index.ids, space.fingerprint, space.dimension, texts.fingerprint))
+    pin = _pin(index.ids, space.fingerprint, space.dimension, texts.fingerprint)
+    return replace(records, fingerprint=pin, parents=index.parents)
 
 
 def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
@@ -278,7 +296,8 @@ def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
     documents = collection.documents
     vectors, space = embed(encoder.bind(collection), documents.column, "document"), EmbeddingSpace.of(encoder)
     records = vector_records(documents.ids, vectors, space, name=encoder.name, queries_by=_full_name(encoder))
-    return replace(records, fingerprint=_pin(records.ids, encoder.fingerprint("document"), documents.fingerprint))
+    pin = _pin(records.ids, encoder.fingerprint("document"), documents.fingerprint)
+    return replace(records, fingerprint=pin, parents=collection.parents)
 
 
 def _full_name(queries: TextModel | None) -> str | None:

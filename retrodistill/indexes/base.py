@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,11 +18,14 @@ from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import atomic_folder, check_replaceable, digest, file_digest
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.data.collection import Collection
+from retrodistill.data.parents import Parents, PassageSettings
+from retrodistill.data.passages import cut_documents, untitled, with_passages
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
-from retrodistill.rankers.protocol import Queries, Ranker, as_queries, wanted_depth
+from retrodistill.rankers.protocol import DEPTH, Queries, Ranker, as_queries, wanted_depth
+from retrodistill.runs.documents import best_documents, by_document, in_blocks
 from retrodistill.runs.run import Run
 
 _IDS_FILE = "ids.parquet"
@@ -37,6 +42,7 @@ class StoredIndex(NamedTuple):
     space: EmbeddingSpace
     ids: list[str]
     labels: np.ndarray  # (n,) int64 by which the other files refer to the documents
+    parents: Parents | None  # of passages
     fingerprint: str
 
 
@@ -46,6 +52,9 @@ class Index(Ranker):
     `ids` are in the order in which the documents were added. Query encoders of another space than `space` are refused;
     without `queries`, the index is searched by vectors only. `name` is that of its runs. `documents` encodes documents
     that are added as texts; by default it is loaded by its name when needed.
+
+    An index of passages has their `parents`. Its `ids` and its length are those of passages; documents are what a
+    search finds, what `add` takes and cuts by the same rule, and what `remove` removes.
     """
 
     can_search = True
@@ -54,6 +63,7 @@ class Index(Ranker):
     made_from: str = ""  # fingerprint of the folder it was loaded from; empty in memory or after a change
     build_seconds: float | None = None
     is_read_only: bool = False  # memory-mapped
+    parents: Parents | None = None  # the documents, where passages of them are indexed
 
     def __init__(self, ids: Sequence[str], space: EmbeddingSpace, queries: Any, name: str, documents: Any) -> None:
         held = self._held()
@@ -72,12 +82,42 @@ class Index(Ranker):
     def __repr__(self) -> str:
         queries = getattr(self.queries, "name", "no model")
         settings = ", ".join(f"{name}={value}" for name, value in self._settings().items() if value is not None)
-        return f"{type(self).__name__}({len(self)} documents by {self.documents_by}, queries by {queries}, {settings})"
+        return f"{type(self).__name__}({self.size_text} by {self.documents_by}, queries by {queries}, {settings})"
 
     def fingerprint(self, collection: Collection) -> str:
         """Digest of its folder and its query encoder; empty for an index in memory."""
         queries = self.queries.fingerprint("query") if hasattr(self.queries, "fingerprint") else ""
         return digest(self.made_from, queries) if self.made_from else ""
+
+    @property
+    def rule(self) -> PassageSettings | None:
+        """How documents were cut into the passages that are indexed; None for whole documents."""
+        return None if self.parents is None else self.parents.settings
+
+    @property
+    def size(self) -> int:
+        """Number of documents, those that passages were cut from."""
+        return len(self) if self.parents is None else len(self.parents.ids)
+
+    @property
+    def size_text(self) -> str:
+        """The size in words, with the number of passages."""
+        return f"{self.size} documents" + (f" in {len(self)} passages" if self.rule is not None else "")
+
+    @property
+    def document_ids(self) -> list[str]:
+        """(size,) ids of the documents."""
+        return self.ids if self.parents is None else self.parents.ids.to_pylist()
+
+    def ranks_documents(self, collection: Collection) -> bool:
+        """Yes: it finds documents by their passages itself."""
+        return True
+
+    def as_indexed(self, collection: Collection) -> Collection:
+        """The collection, cut into passages where the index holds passages."""
+        if self.rule is None or collection.parents is not None:
+            return collection
+        return with_passages(collection, self.rule)
 
     @property
     def documents_by(self) -> str:
@@ -89,69 +129,131 @@ class Index(Ranker):
         """Whether it has a query encoder that encodes new queries."""
         return self.queries is not None and not getattr(self.queries, "is_recorded", False)
 
-    def add(self, documents: Texts) -> None:
-        """As `add_vectors`, by the encoder of the space. Trained parts stay as they are."""
-        self._check_new(documents.ids)
-        Index.add_vectors(self, documents.ids, embed(self._document_encoder(), documents.column, "document"))
+    def add(self, documents: Texts | Collection) -> None:
+        """As `add_vectors`, by the encoder of the space. Trained parts stay as they are.
+
+        A collection has titles, which are put before each passage; of plain texts, the whole text is cut.
+        """
+        titled = documents.whole if isinstance(documents, Collection) else untitled(documents)
+        self._check_new(titled.documents.ids)
+        if self.parents is None:
+            self._add_texts(titled.documents.ids, titled.documents)
+        else:
+            self._add_texts(*cut_documents(titled, self.parents.settings))
 
     def add_vectors(self, ids: Sequence[str], vectors: Any) -> None:
         """Index vectors of the documents' space: (n, dimension) float32, (n, terms) sparse weights, or `Tokens`.
 
-        An id that occurs twice or is in the index, vectors of another dimension or not finite, and a change of a
-        memory-mapped index are a `UserError`.
+        In an index of passages, the vectors are of passages, and the ids of their documents: those of a document are
+        adjacent. An id that occurs twice or is in the index, vectors of another dimension or not finite, and a change
+        of a memory-mapped index are a `UserError`.
         """
-        self._check_new(ids)
+        _check_list(ids)
+        self._check_new(ids if self.parents is None else [id_ for id_, _ in itertools.groupby(ids)])
+        self._extend(ids, self._checked_new(vectors, ids))
+
+    def _add_texts(self, ids: Sequence[str], texts: Texts) -> None:
+        """Encode and add texts, with the ids of their documents."""
+        self._extend(ids, embed(self._document_encoder(), texts.column, "document"))
+
+    def _extend(self, ids: Sequence[str], vectors: Any) -> None:
+        """Add vectors of new documents, by the ids of these."""
         vectors = self._prepare(vectors, "documents")
         _check_count(ids, vectors, "ids")
         self._check_values(vectors, ids, "documents")
         self.made_from = ""
         self._append(vectors)
-        self.ids += list(ids)
+        if self.parents is None:
+            self.ids += list(ids)
+        else:
+            self.parents = self.parents.with_added(ids)
+            self.ids += self.parents.names(len(self.ids))
+
+    def _checked_new(self, vectors: Any, ids: Sequence[str]) -> Any:
+        """What `add_vectors` is given, after checks that vectors of the index's own encoder need not pass."""
+        return vectors
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove documents, or refuse an unknown id or a kind that cannot. The codes of the others do not change."""
         self._check_changeable()
         _check_list(ids)
-        removed = set(ids)
-        if strange := removed.difference(self.ids):
+        removed, held = set(ids), self.document_ids
+        if strange := removed.difference(held):
             raise UserError(f"cannot remove {sample_of(sorted(strange, key=str))}: not in the index.")
-        self._drop(np.fromiter((id_ in removed for id_ in self.ids), dtype=bool, count=len(self)))
+        gone = np.fromiter((id_ in removed for id_ in held), dtype=bool, count=len(held))
+        if self.parents is not None:
+            gone = gone[self.parents.rows]
+        self._drop(gone)
         self.made_from = ""
-        self.ids = [id_ for id_ in self.ids if id_ not in removed]
+        if self.parents is not None:
+            self.parents = self.parents.without(gone)
+        self.ids = [id_ for id_, is_gone in zip(self.ids, gone.tolist(), strict=True) if not is_gone]
 
-    def search(self, queries: Queries, collection: Collection | None = None, k: int | None = None) -> Run:
+    def search(
+        self,
+        queries: Queries,
+        collection: Collection | None = None,
+        k: int | None = None,
+        *,
+        aggregate: str | None = None,
+    ) -> Run:
         """The best k documents of each query: of one text, several (ids "0", "1"...), a mapping by id, or `Texts`.
 
-        `k` is 1 to the size of the index; by default 10, or all if there are fewer. With a collection, query vectors
+        `k` is 1 to the number of documents; by default 10, or all if there are fewer. With a collection, query vectors
         come from the store, k is cut to the size of the index, and documents that are not in the collection are
-        refused. No query encoder, an empty query, or a k that exceeds the index is a `UserError`.
+        refused; those of a collection of passages are passages. No query encoder, an empty query, or a k that exceeds
+        the index is a `UserError`. `aggregate` is that of `search_vectors`.
         """
         # a collection may have empty queries, which find nothing
         texts = queries if collection is not None and isinstance(queries, Texts) else as_queries(queries)
-        vectors = self._encode_queries(texts.texts, collection)
+        if collection is not None and collection.parents is not None:
+            vectors = self._prepare(self._encode_queries(texts.texts, collection), "queries")
+            run = self._found(vectors, texts.ids, min(k or DEPTH, len(self)))
+        else:
+            k = k if k is None or collection is None else min(k, self.size)
+
+            def find(rows: slice) -> Run:
+                vectors = self._encode_queries(texts.slice(rows.start, rows.stop), collection)
+                return self.search_vectors(vectors, k, texts.ids[rows], aggregate=aggregate)
+
+            passages = 0 if self.rule is None else (k or DEPTH) * len(self) // max(self.size, 1)
+            run = in_blocks(find, len(texts), passages)
         if collection is None:
-            return self.search_vectors(vectors, k, texts.ids)
-        run = self.search_vectors(vectors, None if k is None else min(k, len(self)), texts.ids)
+            return run
         run.require(run.query_ids, collection.documents.ids)
         return run
 
-    def search_vectors(self, vectors: Any, k: int | None = None, query_ids: Sequence[str] | None = None) -> Run:
-        """As `search`, by vectors of a query encoder of the space; `query_ids` are "0", "1"... by default."""
-        k = wanted_depth(k, len(self))
+    def search_vectors(
+        self,
+        vectors: Any,
+        k: int | None = None,
+        query_ids: Sequence[str] | None = None,
+        *,
+        aggregate: str | None = None,
+    ) -> Run:
+        """As `search`, by vectors of a query encoder of the space; `query_ids` are "0", "1"... by default.
+
+        Of an index of passages, the run has a column `passage_id` with the best passage of each document, and
+        `aggregate` replaces the index's own: ``max``, or ``mean@n``, see `by_document`.
+        """
+        k = wanted_depth(k, self.size)
         vectors = self._prepare(vectors, "queries")
         ids = [str(number) for number in range(_count(vectors))] if query_ids is None else list(query_ids)
         _check_count(ids, vectors, "query ids")
         self._check_values(vectors, ids, "queries")
-        rows, scores = self._best(vectors, k)
-        return Run.from_matrix(ids, self.ids, rows, scores, name=self.name).ranked()
+        return self._answer(lambda depth: self._found(vectors, ids, depth), k, aggregate)
 
     def timed_stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Any], Callable[[Any], Any]]:
         """Encoding of queries, and search by their vectors."""
-        encoder, k = self._query_encoder(), min(k, len(self))
-        return (
-            lambda texts: self._prepare(encoder.encode(texts, "query"), "queries"),
-            lambda vectors: self._best(vectors, k),
-        )
+        encoder, k = self._query_encoder(), min(k, self.size)
+
+        def find(vectors: Any) -> Any:
+            if self.rule is None:
+                return self._best(vectors, k)
+            ids = [str(number) for number in range(_count(vectors))]
+            return self._answer(lambda depth: self._found(vectors, ids, depth), k)
+
+        return lambda texts: self._prepare(encoder.encode(texts, "query"), "queries"), find
 
     def vector_reader(self) -> Callable[[int, int], Any] | None:
         """A function that reads the vectors of documents start to stop (exclusive), as the index scores them.
@@ -167,7 +269,7 @@ class Index(Ranker):
 
     def bytes_per_document(self, collection: Collection | None = None) -> float | None:
         """`nbytes` per document; None for an empty index."""
-        return self.nbytes / len(self) if len(self) else None
+        return self.nbytes / self.size if self.size else None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder, whole or not at all: the files of the kind, ``ids.parquet``, and a manifest."""
@@ -178,17 +280,21 @@ class Index(Ranker):
             except RuntimeError as error:  # of FAISS, which also reports a full disk this way
                 raise OSError(str(error).strip().splitlines()[-1]) from error
             table = {"document_id": pa.array(self.ids, pa.string()), "label": pa.array(self._labels(), pa.int64())}
+            if self.parents is not None:
+                table["parent_id"] = self.parents.column
             pq.write_table(pa.table(table), temporary / _IDS_FILE)
             checksums = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
             has_model = self.queries is None or self.queries.has_model
             about = {
                 "space": self.space.to_json(),
-                "documents": len(self),
+                "documents": self.size,
                 "name": self.name,
                 "queries_by": _relative(saved_name(self.queries) if has_model else self._queries_by, target),
                 "checksums": checksums,
                 **self._about(),
             }
+            if self.parents is not None:
+                about["passages"] = self.parents.settings.model_dump()
             if self.build_seconds is not None:
                 about["build_seconds"] = round(self.build_seconds, 3)
             inputs = {"space": self.space.fingerprint, **checksums}
@@ -205,9 +311,23 @@ class Index(Ranker):
         index = cls._read(stored, memory_map)
         index._set_queries(cls._load_queries(stored, queries))
         index._queries_by = stored.about["queries_by"] if queries is None else None
-        index.build_seconds = stored.about.get("build_seconds")
+        index.build_seconds, index.parents = stored.about.get("build_seconds"), stored.parents
         index.made_from = stored.fingerprint
         return index
+
+    def _answer(self, find: Callable[[int], Run], k: int, aggregate: str | None = None) -> Run:
+        """The best k documents by a search of what is indexed, which takes a depth."""
+        if self.rule is None:
+            if aggregate is not None:
+                raise UserError(f"aggregate {aggregate}: this index holds whole documents, not passages; leave it out.")
+            return find(k)
+        combine = partial(by_document, aggregate=aggregate or self.rule.aggregate, parents=self.parents)
+        return best_documents(find, k, len(self), self.size, combine)
+
+    def _found(self, vectors: Any, query_ids: Sequence[str], k: int) -> Run:
+        """What prepared vectors find among all that is indexed, documents or passages."""
+        rows, scores = self._best(vectors, k)
+        return Run.from_matrix(query_ids, self.ids, rows, scores, name=self.name).ranked()
 
     def _held(self) -> tuple[int, int]:
         """Documents in it, and their dimension."""
@@ -300,7 +420,7 @@ class Index(Ranker):
             raise UserError(f"document id {wrong[0]!r} is {type(wrong[0]).__name__}; ids are strings.")
         if empty := [id_ for id_ in ids if not id_.strip()]:
             raise UserError(f"document id {empty[0]!r} is empty; give every document an id.")
-        known = set(self.ids)
+        known = set(self.document_ids)
         if repeated := [id_ for id_, times in Counter(ids).items() if id_ in known or times > 1]:
             raise UserError(f"{sample_of(repeated)}: in the index already, or given twice; remove or rename them.")
 
@@ -364,7 +484,10 @@ def _open(folder: Path, kind: str) -> StoredIndex:
     space = EmbeddingSpace.from_json(manifest.about["space"])
     ids, labels = table["document_id"].to_pylist(), table["label"].to_numpy()
     about = {**manifest.about, "queries_by": _absolute(manifest.about["queries_by"], folder)}
-    return StoredIndex(folder, settings, about, space, ids, labels, manifest.fingerprint)
+    rule, parents = manifest.about.get("passages"), None
+    if rule is not None:
+        parents = Parents.of_column(table["parent_id"].cast(pa.string()), PassageSettings.of(rule))
+    return StoredIndex(folder, settings, about, space, ids, labels, parents, manifest.fingerprint)
 
 
 def _relative(name: str | None, folder: Path) -> str | None:

@@ -136,15 +136,16 @@ class FaissIndex(Index):
         self.parameters = result.parameters
         return result
 
-    def add_vectors(self, ids: Sequence[str], vectors: np.ndarray) -> None:
-        """As `Index.add_vectors`; zero vectors (with cosine) and numbers above 1e15 are refused too."""
-        # `add` skips this: an empty text may have a zero vector, which is counted and never found.
-        self._check_new(ids)
+    def _checked_new(self, vectors: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+        """Refuse zero vectors (with cosine) and numbers above 1e15, too.
+
+        `add` skips this: an empty text may have a zero vector, which is counted and never found.
+        """
         vectors = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
         if len(ids) == len(vectors):
             check_finite(vectors, list(ids), "documents")
             _check_lengths(vectors, ids, unit=self.space.norm == "unit")
-        super().add_vectors(ids, vectors)
+        return vectors
 
     def vector_reader(self) -> Callable[[int, int], np.ndarray] | None:
         """As `Index.vector_reader`; None for factories that code or transform the vectors."""

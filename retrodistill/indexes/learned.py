@@ -15,6 +15,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import TextVectors, embed
 from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.lengths import warn_of_length
 from retrodistill.encoders.vectors import Vectors
 from retrodistill.indexes.base import load_sides
 from retrodistill.indexes.faiss_index import FaissIndex
@@ -92,6 +93,7 @@ def learn_index(
     encoder, query_encoder = encoder.bind(collection), query_encoder.bind(collection)
     if query_encoder.is_recorded:
         query_encoder.require(texts.texts, "query")
+    warn_of_length(encoder, collection)
     ids = collection.documents.ids
     vectors: Vectors
     if len(ids) > MOST_HELD and encoder.needs_store("document"):
@@ -106,6 +108,7 @@ def learn_index(
     index = FaissIndex(learned.index, ids, space, query_encoder, factory, name, documents=encoder)
     start = FaissIndex(learned.start, ids, space, query_encoder, factory, "opq", documents=encoder)
     index.build_seconds, start.build_seconds = learned.seconds, learned.start_seconds
+    index.parents = start.parents = collection.parents
     return LearnedIndex(index, start, learned)
 
 

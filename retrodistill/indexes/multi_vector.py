@@ -89,13 +89,12 @@ class MultiVectorIndex(Index):
         store.append(tokens)
         return cls(store, ids, space, queries, settings, name)
 
-    def add(self, documents: Texts) -> None:
-        """As `Index.add`, in blocks."""
-        self._check_new(documents.ids)
+    def _add_texts(self, ids: Sequence[str], texts: Texts) -> None:
+        """As `Index._add_texts`, in blocks."""
         encoder = self._document_encoder()
-        for start in range(0, len(documents), _BLOCK):
-            stop = min(start + _BLOCK, len(documents))
-            self.add_vectors(documents.ids[start:stop], encoder.encode(documents.slice(start, stop), "document"))
+        for start in range(0, len(texts), _BLOCK):
+            stop = min(start + _BLOCK, len(texts))
+            self._extend(ids[start:stop], encoder.encode(texts.slice(start, stop), "document"))
 
     @property
     def vectors_per_document(self) -> float:

@@ -19,6 +19,7 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.settings import OneOf, Settings, validated
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.encoders.lengths import warn_of_length
 from retrodistill.indexes.base import Index, read_index_manifest
 from retrodistill.indexes.codecs import CodecName, refuse_dropped
 from retrodistill.indexes.muvera import MuveraSettings
@@ -190,7 +191,10 @@ def build_index(
         kind = IndexOptions(kind=name_of_kind).kind_for([encoder.kind])
     if not isinstance(choice, kind.settings):
         raise UserError(f"an index of kind {kind.name} takes {kind.settings.__name__}, not {type(choice).__name__}.")
-    return kind.build(collection, encoder, queries, choice, name)
+    warn_of_length(encoder, collection)
+    index = kind.build(collection, encoder, queries, choice, name)
+    index.parents = collection.parents
+    return index
 
 
 def load_index(

@@ -131,6 +131,10 @@ class BM25Ranker(Ranker):
         """A line where the default, English, is used for documents in another language; logged the first time."""
         return not_english(collection.documents) if self.setting == DEFAULT else None
 
+    def ranks_documents(self, collection: Collection) -> bool:
+        """Yes, unless the passages' settings say otherwise: BM25 reads texts of any length."""
+        return collection.parents is None or collection.parents.settings.bm25 == "documents"
+
     def fingerprint(self, collection: Collection) -> str:
         """As `BM25.fingerprint`."""
         return self._ranker(collection).fingerprint

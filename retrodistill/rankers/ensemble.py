@@ -43,6 +43,10 @@ class Combined(Ranker):
         self.is_recorded = any(member.is_recorded for member in members)
         self.is_cheap = all(member.is_cheap for member in members)
 
+    def ranks_documents(self, collection: Collection) -> bool:
+        """Whether all members search whole documents."""
+        return all(member.ranks_documents(collection) for member in self.members)
+
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
         """The work of all members."""
         works = [member.remaining(queries, collection, pairs) for member in self.members]

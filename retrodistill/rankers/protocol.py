@@ -84,6 +84,10 @@ class Ranker:
         """As `search`, with memory that does not grow with the corpus if the ranker supports that."""
         return self.search(queries, collection, k)
 
+    def ranks_documents(self, collection: Collection) -> bool:
+        """Whether it searches whole documents where it is measured on a collection of passages."""
+        return False
+
     def holds(self, collection: Collection) -> bool:
         """Whether it searches in memory, so that it can be timed; otherwise `stream` works in blocks."""
         return True

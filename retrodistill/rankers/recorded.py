@@ -12,8 +12,9 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.protocol import Ranker
+from retrodistill.runs.documents import passage_pairs
 from retrodistill.runs.formats import read_run
-from retrodistill.runs.run import Run, look_up
+from retrodistill.runs.run import Run, id_codes, look_up
 
 
 class RecordedRanker(Ranker):
@@ -35,8 +36,18 @@ class RecordedRanker(Ranker):
         """Digest of the recorded rows."""
         return self.run.fingerprint
 
+    def ranks_documents(self, collection: Collection) -> bool:
+        """Whether the run is over whole documents."""
+        return bool((collection.whole.documents.positions(id_codes(self.run.table["document_id"])[0]) >= 0).all())
+
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """The k best recorded documents of each query; none for queries that were not recorded."""
+        """The k best recorded documents of each query; none for queries that were not recorded.
+
+        In a collection of passages, a run over whole documents finds all passages of these.
+        """
+        if collection.parents is not None and self.ranks_documents(collection):
+            best = self.search(queries, collection.whole, k)
+            return passage_pairs(best, queries, collection)
         _require(self.run, queries, collection)
         return self.run.select(queries.ids).top(k)
 
@@ -88,7 +99,7 @@ class JudgmentRanker(Ranker):
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with their grades; negative grades count as 0."""
         _require(pairs, queries, collection)
-        grades = collection.relevance(self.split).to_dict()
+        grades = collection.passage_labels(collection.relevance(self.split)).to_dict()
         scores = [
             max(0, grades.get(pairs.query_ids[code], {}).get(str(document), 0))
             for code, document in zip(pairs.query_codes, pairs.document_ids, strict=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from retrodistill.data.collection import judgments_of
+from retrodistill.evaluation.evaluating import search
 from retrodistill.evaluation.measures import evaluate_run
 from retrodistill.evaluation.results import WARNING, SystemResult
 from retrodistill.evaluation.significance import compare_paired
@@ -26,17 +27,16 @@ _ADVICE = "Add BM25 to the search: fuse the results of both, or train a hybrid (
 
 def labeled_warnings(job: Job, students: Iterable[Distilled], systems: Sequence[System]) -> list[str]:
     """A line for each student with a lower nDCG@10 than BM25 on its held-out training queries that have labels."""
-    rankers = {system.name: system.ranker for system in systems}
-    lines, labels = [], job.training_data.labels
+    rankers, lines = {system.name: system.ranker for system in systems}, []
     for student in _searching(students):
         queries = job.train.select([query for query in student.held_out if query in job.train])
-        judged = {} if labels is None else judgments_of(queries, [labels]).to_dict()
+        judged = judgments_of(queries, job.training_qrels).to_dict()
         grades = {query: of_query for query, of_query in judged.items() if max(of_query.values()) > 0}
         if len(grades) < _LEAST:
             continue
-        queries, depth = queries.select(list(grades)), min(11, len(job.collection.documents))  # one may be the query
+        queries = queries.select(list(grades))
         own, bm25 = (
-            evaluate_run(ranker.search(queries, job.collection, depth), grades, ["ndcg@10"])["ndcg@10"].to_numpy()
+            evaluate_run(search(ranker, job.collection, queries, 10), grades, ["ndcg@10"])["ndcg@10"].to_numpy()
             for ranker in (rankers[student.name], rankers["bm25"])
         )
         tested = compare_paired(own, bm25, seed=job.recipe.seed)

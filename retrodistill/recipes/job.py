@@ -11,7 +11,7 @@ from typing import cast
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import processes
 from retrodistill.data import Collection, Texts, load_collection
-from retrodistill.data.collection import judgments_of
+from retrodistill.data.collection import Qrels, judgments_of
 from retrodistill.data.conversations import (
     Conversations,
     check_rewrites,
@@ -23,13 +23,14 @@ from retrodistill.data.conversations import (
 from retrodistill.data.leaks import ExcludedQueries, without_leaks
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.lengths import length_warning, warn_of_length
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
 from retrodistill.evaluation.measures import measures_within
 from retrodistill.evaluation.results import WARNING
-from retrodistill.evaluation.systems import Task
+from retrodistill.evaluation.systems import Task, passages_note
 from retrodistill.indexes.factory import empty_index
 from retrodistill.indexes.faiss_index import FaissSettings, resolve_factory
 from retrodistill.indexes.registry import get_kind
@@ -100,6 +101,11 @@ class Job:
         cost = CostConfig(settings.threads, settings.latency_queries, place=place) if settings.latency_queries else None
         return EvaluationConfig(self.recipe.split.test, measures, settings.depth, cost=cost)
 
+    @property
+    def training_qrels(self) -> list[Qrels]:
+        """Judgments of documents, of all splits except the test split."""
+        return [judged for split, judged in self.collection.qrels.items() if split != self.recipe.split.test]
+
     @cached_property
     def training_data(self) -> TrainingData:
         """What the stages of students read. Neither test queries nor their rewrites are trained on."""
@@ -107,9 +113,7 @@ class Job:
         if self.rewrites is not None:
             rewritten = self.teacher_test_queries
             test = test + Texts.from_pairs((f"rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
-        # Judgments of the training queries, from all splits except the test split.
-        others = {split: judged for split, judged in self.collection.qrels.items() if split != self.recipe.split.test}
-        labels = judgments_of(self.train, others.values())
+        labels = self.collection.passage_labels(judgments_of(self.train, self.training_qrels))
         return TrainingData(
             self.collection,
             self.train,
@@ -139,6 +143,11 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
         ensemble = _teacher(teachers, recipe.ensemble) if recipe.ensemble else None
         for stage in _stages(recipe):
             teachers.load(stage)
+    encoders = {space.name: space}
+    encoders |= {member.documents.name: member.documents for member in teacher.members if member.documents is not None}
+    for encoder in encoders.values():
+        warn_of_length(encoder, collection)
+        notes += filter(None, [length_warning(encoder, collection)])
     job = Job(recipe, Path(out), collection, train, test, rewrites, notes, space, bm25, teacher, ensemble, teachers)
     _check(job)
     return job
@@ -160,7 +169,7 @@ def texts_of_index(job: Job, settings: TextSettings) -> TrainingTexts:
 
 def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, list[str]]:
     """Collection, training queries, test queries, rewrites and notes of a job."""
-    loaded = collection = load_collection(recipe.collection)
+    loaded = collection = load_collection(recipe.collection, passages=recipe.passages)
     rewrites, notes, split = None, [], recipe.split
     if recipe.conversations:
         conversations = _conversations(recipe, recipe.conversations, loaded)
@@ -197,7 +206,7 @@ def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, li
             f"{collection.name} has no relevance judgments, so quality is not measured; agreement and cost are "
             f"measured on {len(test)} of its {len(collection.queries)} queries, which were held out from training."
         ]
-    return collection, train, test, rewrites, [*collection.warnings, *notes]
+    return collection, train, test, rewrites, [*collection.warnings, *filter(None, [passages_note(collection)]), *notes]
 
 
 def _conversations(recipe: Recipe, settings: ConversationSettings, collection: Collection) -> Conversations:

@@ -120,7 +120,7 @@ def measuring_seconds(job: Job, systems: Sequence[tuple[StudentSettings, Any]]) 
 
 def ranking_rows(job: Job, systems: int) -> int:
     """Documents in the rankings of a number of students and of what they are compared with."""
-    depth = min(job.recipe.evaluation.depth, len(job.collection.documents))
+    depth = min(job.recipe.evaluation.depth, len(job.collection.whole.documents))
     return (systems + _learned_systems(job) + _BASELINES) * len(job.test) * depth
 
 

@@ -502,7 +502,7 @@ class _Planner:
             memory += self._activations(job.space, job.collection.documents, self.documents)
         if self.documents <= HELD or recipe.evaluation.latency_queries:  # exact search of the document encoder
             memory += 2 * sizes.FLOAT * job.space.dimension * self.documents
-        files = sizes.stored_run(rows, job.test, job.collection.documents)
+        files = sizes.stored_run(rows, job.test, job.collection.whole.documents)
         needs = Needs(memory + sizes.run_rows(rows), files, 0.0, self._kept, SMALLER_INDEX)
         seconds = 0.0
         if self.is_timed:

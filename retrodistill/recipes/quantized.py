@@ -77,6 +77,7 @@ def _with_encoder(
     log(f"{name}: agreement on {len(held_out)} held-out queries {after:.4f}, before training {before:.4f}: {verdict}")
     query_encoder = encoder if is_better else index.queries
     trained = FaissIndex(index.index, index.ids, index.space, query_encoder, index.factory, name)
+    trained.parents = index.parents
     trained.save(job.out / "indexes" / name)
     queries_by = f"dense:{name}" if is_better else job.space.name
     return System(name, trained, "student", job.space.name, queries_by), distilled.curves

@@ -58,7 +58,8 @@ def job_results(
         notes=[*unlabeled, *_notes(job, students, teacher)],
         provenance={
             "collection": job.collection.fingerprint,
-            "documents": str(len(job.collection.documents)),
+            "documents": str(len(job.collection.whole.documents)),
+            **({} if job.collection.parents is None else {"passages": str(len(job.collection.documents))}),
             "training queries": str(len(job.train)),
             "training queries left out": f"{left_out} ({recipe.split.leaks} duplicates of test queries)",
             "space": f"{job.space.name} {job.space.document_space}",

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from retrodistill.core.errors import UserError
 from retrodistill.core.settings import OneOf, Settings, value_errors
 from retrodistill.data.leaks import LeakRule
+from retrodistill.data.parents import PassageSettings, passages_option
 from retrodistill.encoders.contract import EncodingSettings
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.indexes.registry import IndexOptions
@@ -109,6 +110,11 @@ def _path(given: Any) -> Any:
     return {"path": given} if isinstance(given, str) else given
 
 
+def _passages(given: Any) -> Any:
+    with value_errors():
+        return passages_option(given)
+
+
 class Recipe(Settings):
     """A whole job, from collection to report."""
 
@@ -120,6 +126,11 @@ class Recipe(Settings):
     """Measured cost of a run: `low`, `medium` or `high`, followed by hardware and time."""
     collection: str = "demo"
     """A BEIR folder, `beir/NAME`, `ir_datasets:ID`, `hf:NAME`, or `demo`."""
+    passages: Annotated[
+        PassageSettings | None, BeforeValidator(_passages, json_schema_input_type=str | PassageSettings | None)
+    ] = None
+    """Long documents are cut into passages, which are taught, scored, and indexed; results are of documents. Settings,
+    or `WORDS,OVERLAP`. Without it, encoders read the beginning of a long document."""
     split: SplitSettings = SplitSettings()
     """The queries for training and for testing."""
     conversations: Annotated[

@@ -243,8 +243,11 @@ def held_out_monitor(
     if len(prepared.held_out) < 2:
         return None
     ranked = teacher_rows(prepared, _AGREEMENT_DEPTH, teacher_vectors, stored)
-    grades = labeled_places(prepared, run.data, prepared.held_out)
-    return HeldOutMonitor(run.student, [texts[row] for row in prepared.held_out], ranked, documents, grades)
+    grades, starts = labeled_places(prepared, run.data, prepared.held_out), None
+    if (parents := run.data.collection.parents) is not None:
+        starts = parents.bounds[:-1]
+        grades = {row: {int(parents.rows[at]): grade for at, grade in own.items()} for row, own in grades.items()}
+    return HeldOutMonitor(run.student, [texts[row] for row in prepared.held_out], ranked, documents, grades, starts)
 
 
 def loss_of_variants(student: Encoder, stage: StageSettings, make: Callable[[int, bool], DistillationLoss]) -> Any:

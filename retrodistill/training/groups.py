@@ -83,6 +83,10 @@ class Groups(TrainingLists):
         targets, none = as_float32(scores, device), np.zeros(0, dtype=np.int64)
         return ListBatch(texts, documents, targets, torch.from_numpy(mask).to(device), places, own, none, False)
 
+    def excuses(self, texts: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """See `TrainingLists`."""
+        return self.lists.excuses(texts, documents)
+
     def teacher_on(self, batch: ListBatch, documents: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """See `TrainingLists`."""
         return self.lists.teacher_on(batch, documents)
@@ -123,7 +127,7 @@ class Groups(TrainingLists):
         size = self.lists.teacher.shape[1] if self.lists.teacher is not None else 0
         edges = np.arange(self._random + 1) * size // max(self._random, 1)
         added = edges[:-1] + (numbers * np.diff(edges)).astype(np.int64)
-        in_group = (added[:, :, None] == chosen[:, None, :]).any(axis=2)
+        in_group = (added[:, :, None] == chosen[:, None, :]).any(axis=2) | self.lists.excuses(texts, added)
         return np.where(in_group | (added == self.lists.hidden[texts, None]), -1, added)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -15,6 +15,7 @@ from torch import Tensor
 from retrodistill.candidates.mining import negative_ceiling, require_calibrated
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Qrels
+from retrodistill.data.parents import Parents
 from retrodistill.data.texts import Texts
 from retrodistill.objectives.lists import usable_lists
 from retrodistill.rankers.corpus import CorpusScores
@@ -22,6 +23,7 @@ from retrodistill.runs.run import Run, top_k
 from retrodistill.training.settings import FilterSettings
 from retrodistill.training.texts import TrainingTexts
 
+_WIDTH = 2**32  # above any corpus position
 _BLOCK = 1024  # lists that are checked at once, which bounds memory when each list is a whole corpus
 
 
@@ -71,6 +73,13 @@ class TrainingLists(ABC):
         """Some of the lists, on a device; `rows` are (batch,) integers."""
 
     @abstractmethod
+    def excuses(self, texts: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """(batch, m) bool: passages that are no candidates for a text, because others of their document stand for it.
+
+        Takes (batch,) rows of the texts, and (batch, m) or (m,) corpus positions.
+        """
+
+    @abstractmethod
     def teacher_on(self, batch: ListBatch, documents: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """The teacher's scores of a batch's texts with any documents, (m,) corpus positions, -1 for padding.
 
@@ -104,6 +113,7 @@ class Lists(TrainingLists):
     shared: int = 0  # documents that a batch shares; the whole corpus if this is its size
     seed: int = 0  # of their draws
     ceiling: np.ndarray | None = None  # (lists,) highest teacher score of a negative that counts; None for no filter
+    excused: np.ndarray | None = None  # ascending int64 `_keys` of passages that do not count; None without passages
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -131,12 +141,35 @@ class Lists(TrainingLists):
     def counts(self, rows: np.ndarray, documents: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """(batch, m) bool: the (batch, m) documents count for the lists at (batch,) rows, given their teacher scores.
 
-        Padding, hidden documents, and negatives above the ceiling do not.
+        Padding, hidden documents, negatives above the ceiling, and excused passages do not.
         """
+        return self._counts(rows, documents, scores) & ~self.excuses(rows, documents)
+
+    def excuses(self, texts: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """See `TrainingLists`."""
+        documents = np.broadcast_to(documents, (len(texts), documents.shape[-1]))
+        if self.excused is None or not len(self.excused):
+            return np.zeros(documents.shape, dtype=bool)
+        keys = _keys(texts[:, None], documents)
+        places = np.minimum(np.searchsorted(self.excused, keys), len(self.excused) - 1)
+        found: np.ndarray = self.excused[places] == keys
+        return found
+
+    def _counts(self, rows: np.ndarray, documents: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """As `counts`, for lists without excused passages."""
         counted = (documents >= 0) & (documents != self.hidden[rows, None])
         if self.ceiling is None:
             return counted
         return counted & ((scores <= self.ceiling[rows, None]) | (documents == self.positives[rows, None]))
+
+    def _excused_of(self, rows: np.ndarray) -> np.ndarray:
+        """(batch, n) corpus positions of the lists' excused passages, -1 for padding."""
+        if self.excused is None:
+            return np.full((len(rows), 0), -1)
+        starts, ends = (np.searchsorted(self.excused, _keys(rows + more, np.int64(0))) for more in (0, 1))
+        places = starts[:, None] + np.arange(int((ends - starts).max(initial=0)))
+        keys = self.excused[np.minimum(places, max(len(self.excused) - 1, 0))] if len(self.excused) else places
+        return np.where(places < ends[:, None], keys % _WIDTH, -1)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -158,7 +191,8 @@ class Lists(TrainingLists):
         places = np.where(at.any(axis=1), at.argmax(axis=1) if at.size else 0, -1)
         if self.teacher is not None and len(shared):
             known = self.teacher.of(rows, None if self.is_whole else shared)
-            once = _not_in(shared, documents) & self.counts(rows, np.broadcast_to(shared, known.shape), known)
+            once = _not_in(shared, documents) & _not_in(shared, self._excused_of(rows))
+            once &= self._counts(rows, np.broadcast_to(shared, known.shape), known)
             place = np.minimum(np.searchsorted(shared, own), len(shared) - 1)
             is_shared = (shared[place] == own) & once[np.arange(len(rows)), place]
             places = np.where(is_shared, documents.shape[1] + place, places)
@@ -207,6 +241,11 @@ def _not_in(shared: np.ndarray, documents: np.ndarray) -> np.ndarray:
     absent = np.ones((len(documents), len(shared)), dtype=bool)
     absent[rows, places[rows, columns]] = False
     return absent
+
+
+def _keys(texts: Any, documents: Any) -> Any:
+    """A number for each pair of a text's row and a corpus position."""
+    return np.asarray(texts, dtype=np.int64) * _WIDTH + documents
 
 
 def lists_over_corpus(teacher: CorpusScores, sources: np.ndarray, *, hide_source: bool = True) -> Lists:
@@ -269,15 +308,38 @@ def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrel
     """
     positives = texts.sources.copy()
     for text, grades in graded_positions(texts.texts, corpus, labels).items():
-        if lists.teacher is not None:
-            judged = np.array(list(grades))
-            scores = dict(zip(grades, lists.teacher.pairs(np.full(len(judged), text), judged).tolist(), strict=True))
-        else:
-            listed = zip(lists.documents[text].tolist(), lists.scores[text].tolist(), strict=True)
-            scores = {position: score for position, score in listed if position in grades}
-        if scores:
+        if scores := _labeled_scores(lists, text, grades):
             positives[text] = max(scores, key=lambda at: (grades[at], scores[at], -at))
     return positives
+
+
+def without_siblings(
+    lists: Lists, texts: TrainingTexts, corpus: Texts, parents: Parents, labels: Qrels | None
+) -> Lists:
+    """The lists without passages that share a document with a positive: they are neither positives nor negatives.
+
+    Those are the other passages of the document that a pseudo-query was taken from, which may have its words too (the
+    title, the overlap), and of each relevant document in `labels`, all but the teacher's best.
+    """
+    owners = np.flatnonzero(texts.sources >= 0)
+    places, siblings = parents.passages_of(parents.rows[texts.sources[owners]])
+    is_other = siblings != texts.sources[owners[places]]
+    keys = [_keys(owners[places[is_other]], siblings[is_other])]
+    for text, grades in ({} if labels is None else graded_positions(texts.texts, corpus, labels)).items():
+        scores, best = _labeled_scores(lists, text, grades), {}
+        for position in sorted(scores, key=lambda at: (scores[at], -at)):
+            best[int(parents.rows[position])] = position
+        keys.append(_keys(text, np.setdiff1d(list(grades), list(best.values()))))
+    return replace(lists, excused=np.unique(np.concatenate(keys)))
+
+
+def _labeled_scores(lists: Lists, text: int, grades: dict[int, int]) -> dict[int, float]:
+    """The teacher's scores of a text's labeled documents, by corpus position; only of those in its list, if any."""
+    if lists.teacher is not None:
+        judged = np.array(list(grades))
+        return dict(zip(grades, lists.teacher.pairs(np.full(len(judged), text), judged).tolist(), strict=True))
+    listed = zip(lists.documents[text].tolist(), lists.scores[text].tolist(), strict=True)
+    return {position: score for position, score in listed if position in grades}
 
 
 def graded_positions(texts: Texts, corpus: Texts, labels: Qrels) -> dict[int, dict[int, int]]:

@@ -211,9 +211,13 @@ class DistillationLoss(nn.Module):
             with torch.no_grad():
                 inputs["start_scores"] = self.scorer.start_lists(encoded if start is None else start, batch)
         if self._needs("own_scores"):
-            own = torch.from_numpy(np.asarray(batch.own, dtype=np.int64)).to(scores.device)
+            own = np.asarray(batch.own, dtype=np.int64)
+            shared = own[:, None] == own[None, :]
+            if self._lists is not None:  # passages of one document, which is relevant to both texts
+                shared = shared | self._lists.excuses(batch.texts, own)
             inputs["own_scores"] = self.scorer.own_documents(encoded, batch)
-            inputs |= {"own_shared": own[:, None] == own[None, :], "own_known": own >= 0}
+            inputs["own_shared"] = torch.from_numpy(shared).to(scores.device)
+            inputs["own_known"] = torch.from_numpy(own >= 0).to(scores.device)
         if self._needs("batch_scores") and self._lists is not None:
             batch_scores, documents = self.scorer.batch_documents(encoded, batch)
             by_teacher = self._lists.teacher_on(batch, documents)

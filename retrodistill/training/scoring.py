@@ -29,7 +29,14 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.formats import read_run, write_run
 from retrodistill.runs.fusion import union
 from retrodistill.runs.run import Run, align, look_up
-from retrodistill.training.lists import Lists, below_positives, best_labeled, lists_from_run, lists_over_corpus
+from retrodistill.training.lists import (
+    Lists,
+    below_positives,
+    best_labeled,
+    lists_from_run,
+    lists_over_corpus,
+    without_siblings,
+)
 from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student
 from retrodistill.training.texts import TrainingTexts, training_texts
 from retrodistill.training.training_data import TrainingData
@@ -106,6 +113,9 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
         lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
     if stage.reads_labels:
         lists = replace(lists, positives=best_labeled(lists, texts, documents, data.qrels()))
+    if data.collection.parents is not None:
+        labels = data.qrels() if stage.reads_labels else None
+        lists = without_siblings(lists, texts, documents, data.collection.parents, labels)
     if stage.candidates.filter is not None:
         lists, note = below_positives(lists, stage.candidates.filter, data.teacher.name)
         log(note)

@@ -223,7 +223,8 @@ class HeldOutMonitor:
     texts: Sequence[str]  # held-out queries, two or more
     teacher_rows: np.ndarray  # (queries, k) corpus positions that the teacher ranks highest, best first, -1 where fewer
     documents: Callable[[], np.ndarray] | None  # (corpus, d) vectors; None if the student encodes documents itself
-    grades: Grades = field(default_factory=dict)  # by query and corpus position
+    grades: Grades = field(default_factory=dict)  # by query and corpus position; of passages, by their document's row
+    starts: np.ndarray | None = None  # (documents,) first passage of each document; None without passages
 
     def __call__(self) -> dict[str, float]:
         """``mean_cosine`` and, with documents, those of `_ranking` over the corpus."""
@@ -237,7 +238,7 @@ class HeldOutMonitor:
             )
         measures = {"mean_cosine": cosine}
         if self.documents is not None:
-            measures |= _ranking(queries @ self.documents().T, self.teacher_rows, self.grades)
+            measures |= _ranking(queries @ self.documents().T, self.teacher_rows, self.grades, self.starts)
         return measures
 
 
@@ -256,15 +257,21 @@ class RankMonitor:
         return measures | (self.also() if self.also is not None else {})
 
 
-def _ranking(scores: np.ndarray, teacher_rows: np.ndarray, grades: Grades) -> dict[str, float]:
+def _ranking(
+    scores: np.ndarray, teacher_rows: np.ndarray, grades: Grades, starts: np.ndarray | None = None
+) -> dict[str, float]:
     """``agreement`` (nDCG@k of the student's ranking, the teacher's top k as graded truth) and, by labels, nDCG@10.
 
     The latter is of the student's order of the same documents: where they are not the whole corpus, it is a measure of
-    re-ranking, and documents with labels that are not among them do not count.
+    re-ranking, and documents with labels that are not among them do not count. Documents whose passages begin at
+    `starts` are ordered by their best passages.
     """
     best = top_k(scores, teacher_rows.shape[1])
     measures = {"agreement": float(np.mean(rank_agreement(best, teacher_rows[:, : best.shape[1]])))}
-    return measures | ({"ndcg@10": labeled_ndcg(top_k(scores, 10), grades)} if grades else {})
+    if not grades:
+        return measures
+    by_document = scores if starts is None else np.maximum.reduceat(scores, starts, axis=1)
+    return {**measures, "ndcg@10": labeled_ndcg(top_k(by_document, 10), grades)}
 
 
 def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
