@@ -62,7 +62,8 @@ class LoggedEncoder:
 
     name, kind, dimension = "dense:fake", "dense", 8
     encoding = EncodingSettings()
-    loaded_from = None
+    loaded_from = part = None
+    threads, has_weights = 1, True
 
     def __init__(self, log, delay=0.0, version="1"):
         self.log, self.delay, self.version = Log(Path(log)), delay, version

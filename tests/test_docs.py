@@ -17,8 +17,12 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from api_server import serving
 
 from retrodistill import cli
+from retrodistill.encoders.embeddings_api import EmbeddingsApi
+from retrodistill.rankers.llm import LlmApi
+from retrodistill.rankers.rerank_api import RerankApi
 from retrodistill.recipes import Recipe, load_recipe, parse_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +61,8 @@ def commands(text):
 def parse(arguments):
     """Check the arguments of a ``retrodistill`` command; a recipe and its overrides are read."""
     group = typer.main.get_command(cli.app)
+    while arguments[0].startswith("--"):  # options before the command
+        arguments = arguments[2:]
     assert arguments[0] in group.commands, f"no command {arguments[0]}"
     context = group.commands[arguments[0]].make_context(arguments[0], list(arguments[1:]))
     if arguments[0] == "run":
@@ -82,7 +88,14 @@ def whole(content):
 
 @pytest.fixture
 def workplace(tmp_path, tiny_folder, tiny_model, tiny_cross_encoder, monkeypatch):
-    """A folder with what the pages speak of."""
+    """A folder with what the pages speak of, and the API that they name on this machine."""
+    with serving() as server:
+        api = {"url": f"{server.url}/rerank", "request_price": 2.0}
+        (tmp_path / "cohere.yaml").write_text(yaml.safe_dump(api))
+        yield _filled(tmp_path, tiny_folder, tiny_model, tiny_cross_encoder, monkeypatch)
+
+
+def _filled(tmp_path, tiny_folder, tiny_model, tiny_cross_encoder, monkeypatch):
     shutil.copytree(tiny_folder, tmp_path / "my-folder")
     (tmp_path / "cross-encoder").mkdir()
     for name, place in {
@@ -162,11 +175,15 @@ class TestRecipes:
     @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "yaml", "json"))], ids=name_of)
     def test_snippets_are_valid_parts_of_a_recipe(self, page, workplace):
         for line, language, text, _ in blocks(page, "yaml", "json"):
+            content = None if language == "json" else yaml.safe_load(text)
             if language == "json":
                 json.loads(text)
+            elif "url" in content:
+                kind = LlmApi if "judge" in content else EmbeddingsApi if "dimension" in content else RerankApi
+                kind.model_validate(content)
             else:
                 try:
-                    recipe = parse_recipe(whole(yaml.safe_load(text)))
+                    recipe = parse_recipe(whole(content))
                 except Exception as error:
                     raise AssertionError(f"{name_of(page)}, line {line}: {error}") from error
                 assert isinstance(recipe, Recipe)

@@ -17,7 +17,7 @@ app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable
 
 
 @app.callback(no_args_is_help=True)
-def encoding(
+def options(
     context: Context,
     batch_size: Annotated[
         int | None, Option(help="Texts or pairs per forward pass, except in training; by default, by their tokens.")
@@ -29,15 +29,30 @@ def encoding(
     store_precision: Annotated[
         str | None, Option(help="Precision of dense vectors in stores: float32 (the default), or float16.")
     ] = None,
+    max_cost: Annotated[
+        float | None, Option(help="Dollars to spend on models behind an API, by the prices in their settings.", min=0)
+    ] = None,
+    max_requests: Annotated[int | None, Option(help="Requests to send to models behind an API.", min=0)] = None,
 ) -> None:
     """Distill strong, slow rankers into small, fast retrievers, and measure on BEIR how much quality is kept."""
-    changes = {"batch_size": batch_size, "precision": precision, "store_precision": store_precision}
-    context.obj = {key: value for key, value in changes.items() if value is not None}  # `run` adds them to its recipe
-    if context.obj:
+    encoding = _given(batch_size=batch_size, precision=precision, store_precision=store_precision)
+    spending = _given(max_cost=max_cost, max_requests=max_requests)
+    # `run` adds them to its recipe
+    context.obj = {f"encoding.{key}": value for key, value in encoding.items()}
+    context.obj |= {f"spending.{key}": value for key, value in spending.items()}
+    if encoding:
         from retrodistill.core.settings import validated
         from retrodistill.encoders.contract import EncodingSettings, encode_with
 
-        context.with_resource(encode_with(validated(EncodingSettings, context.obj, "options")))
+        context.with_resource(encode_with(validated(EncodingSettings, encoding, "options")))
+    if spending:
+        from retrodistill.core.spending import spend
+
+        context.with_resource(spend(**spending))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
 
 
 CollectionOption = Annotated[str, Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo.")]

@@ -178,7 +178,7 @@ def _plain(key: Key) -> dict[str, Any]:
 
 def _encoding(context: Context) -> list[str]:
     """The options before the command as overrides of a recipe, whose own settings would win otherwise."""
-    return [f"encoding.{key}={value}" for key, value in context.obj.items()]
+    return [f"{key}={value}" for key, value in context.obj.items()]
 
 
 def _run(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
@@ -218,11 +218,12 @@ def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
             disk = step.needs.out + step.needs.cache
             line += f", about {duration(step.seconds)}, {readable_bytes(disk)} on disk"
             line += f", {readable_bytes(step.needs.memory)} of memory" if step.needs.memory else ""
+            line += f", {step.bill}" if step.bill.requests else ""
         show(line)
     total, there = plan.total(), plan.machine
     show(
         f"total: about {duration(total['seconds'])}, {readable_bytes(total['memory_bytes'])} of memory of "
         f"{readable_bytes(there.memory)} available, {readable_bytes(total['out_bytes'] + total['scratch_bytes'])} in "
         f"the output folder of {readable_bytes(there.out)} free, {readable_bytes(total['cache_bytes'])} in the cache "
-        f"of {readable_bytes(there.cache)} free"
+        f"of {readable_bytes(there.cache)} free{f', {plan.bill}' if plan.bill.requests else ''}"
     )

@@ -111,7 +111,8 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
         for name, work in left.items():
             all_pairs = in_pool[name]
             note = "" if chosen is None else f" (all pairs: {all_pairs.items}, about {duration(all_pairs.seconds)})"
-            show(f"{name}: {work.items} {work.unit} left, about {duration(work.seconds)}{note}")
+            bill = f", {work.bill}" if work.bill.requests else ""
+            show(f"{name}: {work.items} {work.unit} left, about {duration(work.seconds)}{bill}{note}")
         return
     runs = score_candidates(corpus, pairs, teacher, store=store)
     scored = runs[0] if len(runs) == 1 else fuse(runs, weight, fusion)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,22 +28,48 @@ class Computation:
 
     compute: Callable[[Any], Any]  # in this process
     task: Task | None = None  # gives other processes the same function; None if only this process can compute
+    part: int | None = None  # texts or pairs per part; by default what suits a model here
+    threads: int = 1  # parts at once in this process, for what waits for a server
 
 
 class Engine(Protocol):
     """Computes parts, in any order and anywhere."""
 
     def map(self, parts: Iterable[Any], computation: Computation) -> Iterator[tuple[Any, Any]]:
-        """Each part with its result, in the order of the parts, which are taken as results are asked for."""
+        """Each part with its result; parts are taken as results are asked for, and come in order unless in threads."""
 
 
 class LocalEngine:
-    """Computes parts in this process, one after the other."""
+    """Computes parts in this process, one after the other, or in threads if the computation asks for that."""
 
     def map(self, parts: Iterable[Any], computation: Computation) -> Iterator[tuple[Any, Any]]:
         """As `Engine.map`."""
+        if computation.threads > 1:
+            yield from _in_threads(parts, computation)
+            return
         for part in parts:
             yield part, computation.compute(part)
+
+
+def _in_threads(parts: Iterable[Any], computation: Computation) -> Iterator[tuple[Any, Any]]:
+    """Each part with its result as soon as it is there; after an error, first those that were under way."""
+    rest, error = iter(parts), None
+    waiting: dict[Future[Any], Any] = {}
+    with ThreadPoolExecutor(computation.threads) as threads:
+        while True:
+            if error is None:
+                for part in itertools.islice(rest, computation.threads - len(waiting)):
+                    waiting[threads.submit(copy_context().run, computation.compute, part)] = part
+            if not waiting:
+                break
+            for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                part = waiting.pop(done)
+                if done.exception() is None:
+                    yield part, done.result()
+                else:
+                    error = error or done.exception()
+    if error is not None:
+        raise error
 
 
 _CURRENT: ContextVar[Engine] = ContextVar("engine")

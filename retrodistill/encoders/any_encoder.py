@@ -9,6 +9,7 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import IN_MEMORY, STUDENT_MANIFEST, TextModel
+from retrodistill.encoders.embeddings_api import ApiEncoder
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector, load_sparse
 from retrodistill.encoders.multi_vector import MultiVectorModel
@@ -16,7 +17,7 @@ from retrodistill.encoders.names import ModelName, parse_model_name, split_exit
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vector_files import VectorFile
 
-DENSE = ("dense", "static", "vectors")  # kinds with one vector per text
+DENSE = ("dense", "static", "vectors", "embeddings-api")  # kinds with one vector per text
 SPARSE = ("sparse",)
 MULTI_VECTOR = ("multi-vector",)
 
@@ -28,22 +29,25 @@ _LOADERS: dict[str, tuple[Callable[..., TextModel], Callable[[str], Any]]] = {
     "sparse": (SparseTextEncoder, load_sparse),
     "multi-vector": (MultiVectorModel, load_multi_vector),
 }
+_PLACES = {"vectors": "PATH", "embeddings-api": "FILE"}
 _CLASSES = {"SentenceTransformer": "dense", "SparseEncoder": "sparse", "MultiVectorEncoder": "multi-vector"}
-_KINDS = (*_LOADERS, "vectors")
+_OPENERS = {"vectors": VectorFile.open, "embeddings-api": ApiEncoder.open}  # of vectors of models that are elsewhere
+_KINDS = (*_LOADERS, *_OPENERS)
 
 
 def load_encoder(source: Any, kinds: Sequence[str] = _KINDS) -> Any:
     """Load an encoder by its name, or wrap a sentence-transformers model; an encoder is returned as it is.
 
     Args:
-        source: ``dense:NAME``, ``static:NAME``, ``sparse:NAME``, ``multi-vector:NAME``, ``vectors:PATH``, or an object.
+        source: ``dense:NAME``, ``static:NAME``, ``sparse:NAME``, ``multi-vector:NAME``, ``vectors:PATH``,
+            ``embeddings-api:FILE``, or an object.
         kinds: Accepted kinds, e.g. `DENSE`; all by default. Others, and names that are not found, are a UserError.
 
     Returns:
-        An `Encoder` (dense, static, vectors), `SparseTextEncoder` or `MultiVectorModel`. Vectors from a file must be
-        bound to a collection before they can encode.
+        An `Encoder` (dense, static, vectors, embeddings-api), `SparseTextEncoder` or `MultiVectorModel`. Vectors from a
+        file must be bound to a collection before they can encode.
     """
-    advice = "give " + " or ".join(f"'{kind}:{'PATH' if kind == 'vectors' else 'NAME'}'" for kind in kinds)
+    advice = "give " + " or ".join(f"'{kind}:{_PLACES.get(kind, 'NAME')}'" for kind in kinds)
     wanted = f"a {kinds[0]} encoder" if len(kinds) == 1 else "an encoder"
     if isinstance(source, (str, Path, ModelName)):
         name = source if isinstance(source, ModelName) else parse_model_name(str(source))
@@ -57,8 +61,8 @@ def load_encoder(source: Any, kinds: Sequence[str] = _KINDS) -> Any:
 
 
 def _load_name(name: ModelName) -> TextModel:
-    if name.kind == "vectors":
-        return VectorFile.open(name.name)
+    if name.kind in _OPENERS:
+        return _OPENERS[name.kind](name.name)
     (wrapper, load), folder = _LOADERS[name.kind], Path(split_exit(name.name)[0])
     manifest = Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).exists() else None
     encoder = wrapper(load(name.name), str(name), manifest)

@@ -16,6 +16,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.settings import Settings
+from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.modules import weights_digest
@@ -122,12 +123,15 @@ class TextModel:
     most_tokens: int = _TOKENS_ON_GPU  # of a forward pass
     loaded_from: ModelName | None = None  # by which any process can load it; None for a model that was made here
     has_model: bool = True  # False for token weights, which an index may store to encode queries without a model
+    has_weights: bool = True  # False for a model that is elsewhere: its vectors are recorded, or come from an API
+    part: int | None = None  # texts that are encoded at once, where that is not for the encoding settings to say
+    threads: int = 1  # of such parts at once
 
     def __init__(self, model: Any, name: str, student: Manifest | None = None) -> None:
         self.model, self.name, self.student = model, name, student
-        is_table = self.is_recorded or self.is_static
         encoding = current_encoding()
-        self.encoding = encoding.model_copy(update={"precision": "float32"}) if is_table else encoding.on(model)
+        has_precision = self.has_weights and not self.is_static
+        self.encoding = encoding.on(model) if has_precision else encoding.model_copy(update={"precision": "float32"})
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> Any:
         """Encode texts as an array, CSR or `Tokens`, depending on the kind."""
@@ -136,6 +140,15 @@ class TextModel:
     def needs_store(self, role: Role) -> bool:
         """Whether encoding takes longer than looking stored vectors up."""
         return True
+
+    @property
+    def can_be_timed(self) -> bool:
+        """Whether encoding a query takes the time that its model takes."""
+        return self.has_weights
+
+    def bill(self, texts: Sequence[str], role: Role) -> Bill:
+        """What encoding texts takes, if it sends requests."""
+        return Bill()
 
     def bind(self, collection: Collection) -> Self:
         """Prepare for a collection: recorded vectors are found by its texts; models need nothing."""

@@ -58,10 +58,12 @@ class KeyedStore(ABC):
         item: Callable[[int], Any],
         computation: Computation,
         title: str,
+        groups: np.ndarray | None = None,
     ) -> None:
         """Compute what is missing, largest first, one part at a time. Safe to kill and to run concurrently.
 
-        `item` gives the text or pair at a position of `keys`, and (n,) `sizes` their lengths; a part is a list of them.
+        `item` gives the text or pair at a position of `keys`, and (n,) `sizes` their lengths; a part is a list of them,
+        all of one of the (n,) `groups`, if these are given.
         """
         if not len(self._absent(keys)):
             return
@@ -69,7 +71,10 @@ class KeyedStore(ABC):
             self._load()  # another process may have added parts meanwhile
             todo = self._absent(keys)
             todo = todo[np.argsort(-sizes[todo], kind="stable")]
-            parts = (list(map(item, todo[start : start + _PART])) for start in range(0, len(todo), _PART))
+            runs = [todo] if groups is None else _runs(todo, groups[todo])
+            size = computation.part or _PART
+            starts = ((rows, start) for rows in runs for start in range(0, len(rows), size))
+            parts = (list(map(item, rows[start : start + size])) for rows, start in starts)
             with bar(len(todo), title, self.unit) as progress:
                 for number, (part, results) in enumerate(current_engine().map(parts, computation), 1):
                     self._store.append(self._part(part, results))
@@ -90,6 +95,13 @@ class KeyedStore(ABC):
     @abstractmethod
     def _read(self, tables: list[pa.Table]) -> np.ndarray:
         """Map the parts that are on disk now; returns their keys."""
+
+
+def _runs(rows: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """Rows by their group, in the order in which groups begin."""
+    _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.argsort(first[codes], kind="stable")
+    return np.split(rows[order], np.flatnonzero(np.diff(first[codes][order])) + 1)
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def _computation(encoder: Any, role: Role) -> Computation:
     task, model = None, encoder.loaded_from
     if model is not None:
         task = EncodingTask(model, encoder.encoding, _fingerprints(encoder), role)
-    return Computation(lambda texts: encoder.encode(texts, role), task)
+    return Computation(lambda texts: encoder.encode(texts, role), task, encoder.part, encoder.threads)
 
 
 class TextStore(KeyedStore):
@@ -328,11 +340,13 @@ def seconds_to_embed(
     """Number of texts to encode, and the seconds that one process takes at rates measured on up to 64 of them.
 
     The current engine encodes them. Batches have texts of similar length, so each quarter of the texts, by length, has
-    a rate of its own.
+    a rate of its own. A model elsewhere, which may be paid for, is not asked: its texts are only counted.
     """
     missing = store_of(encoder, role, root).missing(texts) if encoder.needs_store(role) else []
     if not missing:
         return 0, 0.0
+    if not encoder.has_weights:
+        return len(missing), encoder.bill(missing, role).seconds
     order = np.argsort([len(text) for text in missing], kind="stable")
     computation = _computation(encoder, role)
     compute([missing[order[0]]], computation)  # the first call is slower

@@ -36,10 +36,26 @@ MODEL_KINDS = {
         "a late-interaction encoder (MultiVectorEncoder): folder or hub name", student="multi_vector"
     ),
     "vectors": ModelKind("document or query vectors that were made elsewhere, such as by an API: a file or folder"),
+    "embeddings-api": ModelKind("an embedding model behind an HTTP API: its settings file (YAML), or URL#MODEL"),
     "prett": ModelKind("a PreTT re-ranker that was distilled here: its folder", False, True, student="prett"),
     "tk": ModelKind("a TK re-ranker that was distilled here: its folder", False, True, student="tk"),
     "cross-encoder": ModelKind(
         "a sentence-transformers cross-encoder, raw logits: folder or hub name", False, True, student="cross_encoder"
+    ),
+    "rerank-api": ModelKind(
+        "a re-ranker behind an HTTP API: its settings file (YAML), or URL#MODEL",
+        can_search=False,
+        ranker="retrodistill.rankers.rerank_api:RerankApiRanker",
+    ),
+    "llm": ModelKind(
+        "a language model as a judge, behind a chat API: its settings file (YAML), or URL#MODEL",
+        can_search=False,
+        ranker="retrodistill.rankers.llm:LlmRanker",
+    ),
+    "function": ModelKind(
+        "a Python function that scores pairs: function:MODULE:NAME, decorated with @teacher_function",
+        can_search=False,
+        ranker="retrodistill.rankers.function:FunctionRanker",
     ),
     "run": ModelKind(
         "recorded scores: a run file (.run, .trec, .parquet, .jsonl)", ranker=f"{_RECORDED}:RecordedRanker"

@@ -259,6 +259,7 @@ class VectorFile(Encoder):
     kind = "vectors"
     is_static = False
     is_recorded = True
+    has_weights = False
 
     def __init__(self, name: str, documents: VectorTable, queries: VectorTable | None, about: About) -> None:
         super().__init__(None, name)

@@ -172,7 +172,7 @@ def _marks(stages: Sequence[Callable[[Any], Any]], item: Any) -> list[float]:
 def _throughput(ranker: Ranker, collection: Collection, threads: int) -> dict[str, Any]:
     """Of the encoder of documents, or else of queries, on a sample of the documents."""
     encoder = ranker.documents or ranker.queries
-    if getattr(encoder, "is_recorded", True):  # recorded vectors, or token weights of an index
+    if not getattr(encoder, "has_weights", False):  # vectors from elsewhere, or token weights of an index
         return {}
     key = (encoder.fingerprint("document"), collection.fingerprint, threads)
     if key not in _RATES:  # several systems of a table may share the encoder of documents

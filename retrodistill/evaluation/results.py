@@ -194,6 +194,7 @@ class Results(Record):
         won, lost: Queries that the second of `sides` answers better, or worse, than the first, from the largest
             difference on.
         notes: What a reader must know. Those that begin with ``warning:`` say what to do.
+        spending: Requests, failed and unreadable ones, tokens, and cost in dollars, by the model behind an API.
         provenance: Fingerprints and other inputs, by name; values may be nested.
     """
 
@@ -217,6 +218,7 @@ class Results(Record):
     lost: list[Example] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
     provenance: dict[str, Any] = Field(default_factory=dict)
+    spending: dict[str, dict[str, float]] = Field(default_factory=dict)
 
     @property
     def teacher(self) -> SystemResult | None:

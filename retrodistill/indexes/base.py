@@ -127,7 +127,7 @@ class Index(Ranker):
     @property
     def can_be_timed(self) -> bool:
         """Whether it has a query encoder that encodes new queries."""
-        return self.queries is not None and not getattr(self.queries, "is_recorded", False)
+        return self.queries is not None and getattr(self.queries, "can_be_timed", True)
 
     def add(self, documents: Texts | Collection) -> None:
         """As `add_vectors`, by the encoder of the space. Trained parts stay as they are.

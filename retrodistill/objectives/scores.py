@@ -144,6 +144,31 @@ def ranknet(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tens
 
 
 @objective(
+    "adr-mse",
+    "squared error of the ranks, discounted as in DCG, for teachers that rank (Rank-DistiLLM, arXiv 2405.07920)",
+    has_pairs=True,
+)
+def discounted_rank_mse(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """ADR-MSE, the approximate discounted rank MSE (Schlatt et al. 2025, ECIR, Rank-DistiLLM, arXiv 2405.07920).
+
+    ``mean over i of (r_i - p_i)^2 / log2(1 + p_i)`` with the teacher's rank p_i and the student's smooth rank
+    ``r_i = 1 + sum over j != i of sigmoid(s_j - s_i)``, over the candidates of the batch. Only the teacher's order
+    counts. Candidates of equal scores, such as those below the window of a listwise judge, have the mean of their
+    ranks. Lists have at most `WIDEST` candidates.
+    """
+    valid = _listed(scores, targets, mask)
+    check_width(scores.shape[1])
+    scores, targets = cleaned(scores, valid), cleaned(targets, valid)
+    both = valid[:, :, None] & valid[:, None, :]
+    smooth = 0.5 + torch.sigmoid(scores[:, None, :] - scores[:, :, None]).masked_fill(~both, 0.0).sum(dim=2)
+    above = ((targets[:, None, :] > targets[:, :, None]) & both).sum(dim=2)
+    equal = ((targets[:, None, :] == targets[:, :, None]) & both).sum(dim=2)
+    ranks = 0.5 + above + equal.to(scores.dtype) / 2
+    losses = ((smooth - ranks) ** 2 / torch.log2(1 + ranks)).masked_fill(~valid, 0.0)
+    return losses.sum() / valid.sum().clamp(min=1)
+
+
+@objective(
     "lambdaloss", "the same pairs, each weighted by what it may change in nDCG (Wang et al. 2018)", has_pairs=True
 )
 def lambda_loss(

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from retrodistill.core.files import digest
 from retrodistill.core.runtime import bar
+from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import EmbeddingSpace, TextModel
+from retrodistill.encoders.contract import EmbeddingSpace, Role, TextModel
 from retrodistill.encoders.embeddings import TextVectors, TokenVectors, embed, seconds_to_embed, store_of
 from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
 from retrodistill.encoders.vectors import check_finite, exact_search, join_best, pair_products
@@ -75,12 +76,21 @@ class BiEncoderRanker(Ranker):
         _, query_texts, _, document_texts = distinct_texts(queries, collection, pairs)
         query_count, query_seconds = seconds_to_embed(self.queries, query_texts, "query", self.root)
         count, seconds = seconds_to_embed(self.documents, document_texts, "document", self.root)
-        return Work(query_count + count, "texts", query_seconds + seconds)
+        bill = self._bill(query_texts, "query") + self._bill(document_texts, "document")
+        return Work(query_count + count, "texts", query_seconds + seconds, bill)
+
+    def _bill(self, texts: Sequence[str], role: Role) -> Bill:
+        encoder = self.queries if role == "query" else self.documents
+        return (
+            encoder.bill(store_of(encoder, role, self.root).missing(texts), role)
+            if encoder.needs_store(role)
+            else Bill()
+        )
 
     @property
     def can_be_timed(self) -> bool:
-        """False for recorded vectors: looking them up says nothing about the time that their model takes."""
-        return not self.queries.is_recorded
+        """False for recorded vectors and APIs: a look-up or the network says nothing about their model."""
+        return bool(self.queries.can_be_timed)
 
     def _query_vectors(self, texts: Sequence[str], collection: Collection) -> Any:
         return embed(self.queries.bind(collection), texts, "query", self.root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from retrodistill.core.engines import Computation, Task, check_same_model, compu
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug, text_keys
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -143,14 +145,15 @@ class ScoreStore(KeyedStore):
 
     Methods take pairs as two parallel lists of texts. Its owner is the teacher's manifest (weights, prompt, maximum
     length, dtype, activation). In the shared cache, the default, each version of a teacher has its own folder; in a
-    given `root` a store of another version is a UserError, as is a folder that cannot be written.
+    given `root` a store of another version is a UserError, as is a folder that cannot be written. Unless
+    `is_complete`, NaN is the score of a pair that the teacher could not score: it is not stored, and asked for again.
     """
 
     unit = "pairs"
 
-    def __init__(self, name: str, owner: Manifest, root: Path | None = None) -> None:
+    def __init__(self, name: str, owner: Manifest, root: Path | None = None, *, is_complete: bool = True) -> None:
         folder = root / slug(name) if root else cache_folder() / "scores" / f"{slug(name)}-{owner.fingerprint}"
-        self.name = name
+        self.name, self.is_complete = name, is_complete
         super().__init__(folder, owner, ".parquet")
 
     def missing(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
@@ -158,18 +161,29 @@ class ScoreStore(KeyedStore):
         return self._absent(_pair_keys(queries, documents))
 
     def fill(
-        self, queries: Sequence[str], documents: Sequence[str], score: PairScorer, task: Task | None = None
+        self,
+        queries: Sequence[str],
+        documents: Sequence[str],
+        score: PairScorer,
+        task: Task | None = None,
+        *,
+        part: int | None = None,
+        threads: int = 1,
+        by_query: bool = False,
     ) -> None:
         """Score missing pairs, longest first, one part at a time. Safe to kill and to run concurrently.
 
-        `task` gives other processes the function `score`; without it, only this process can score.
+        `task` gives other processes the function `score`; without it, only this process can score, in `threads` at
+        once. A part has up to `part` pairs, and with `by_query` only pairs of one query.
 
         Raises:
             UserError: The teacher gives a score that is not finite, or not one per pair.
         """
         sizes = np.array([len(query) + len(document) for query, document in zip(queries, documents, strict=True)])
-        keys, computation = _pair_keys(queries, documents), Computation(score, task)
-        self._fill(keys, sizes, lambda row: (queries[row], documents[row]), computation, f"scoring ({self.name})")
+        keys, computation = _pair_keys(queries, documents), Computation(score, task, part, threads)
+        groups = keys["query"] if by_query else None
+        title = f"scoring ({self.name})"
+        self._fill(keys, sizes, lambda row: (queries[row], documents[row]), computation, title, groups)
 
     def _part(self, items: Sequence[tuple[str, str]], results: Any) -> pa.Table:
         with np.errstate(over="ignore"):  # values beyond float32 become infinite and are rejected below
@@ -177,21 +191,34 @@ class ScoreStore(KeyedStore):
         if scores.shape != (len(items),):
             shape = f"scores of shape {scores.shape} for {len(items)} pairs"
             raise UserError(f"teacher {self.name} gave {shape}; give one per pair.")
+        if not self.is_complete:
+            is_known = ~np.isnan(scores)
+            items, scores = list(itertools.compress(items, is_known)), scores[is_known]
         if not np.isfinite(scores).all():
             query, document = (text[:40] for text in items[int(np.flatnonzero(~np.isfinite(scores))[0])])
             raise UserError(
                 f"teacher {self.name} gave a score that is not finite for {query!r} and {document!r}; "
                 "nothing of this batch was kept."
             )
-        keys = (text_keys(texts) for texts in zip(*items, strict=True))
+        keys = (text_keys([pair[side] for pair in items]) for side in (0, 1))
         return pa.table(dict(zip(("query", "document", "score"), map(pa.array, (*keys, scores)), strict=True)))
 
     def gather(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        """(pairs,) float32 raw scores."""
+        """(pairs,) float32 raw scores; NaN for a pair that a teacher could not score."""
         rows = self._index.find(_pair_keys(queries, documents))
+        if not self.is_complete:
+            return np.where(rows < 0, np.nan, self._scores[rows]) if len(self._scores) else np.full(len(rows), np.nan)
         if (rows < 0).any():
             raise UserError(f"{int((rows < 0).sum())} pairs are not in the store of {self.name}; score them first.")
         return self._scores[rows]
+
+    def scored(self, pairs: Run, texts: tuple[Sequence[str], Sequence[str]]) -> Run:
+        """The pairs with their scores, without those that the teacher could not score, whose number is logged.
+
+        Raises:
+            UserError: It could not score any.
+        """
+        return known_pairs(pairs, self.gather(*texts), self.name)
 
     def seconds(
         self, queries: Sequence[str], documents: Sequence[str], score: PairScorer, task: Task | None = None
@@ -217,6 +244,16 @@ class ScoreStore(KeyedStore):
             for column, kind in (("query", np.uint64), ("document", np.uint64), ("score", np.float32))
         )
         return _joined(query, document)
+
+
+def known_pairs(pairs: Run, scores: np.ndarray, name: str) -> Run:
+    """The pairs with (pairs,) scores of a teacher, without those of NaN, whose number is logged; none is an error."""
+    is_known = np.isfinite(scores)
+    if not is_known.any() and len(pairs):
+        raise UserError(f"{name} scored none of {len(pairs)} pairs; check its settings.")
+    if not is_known.all():
+        log(f"{name}: no readable score of {int((~is_known).sum())} of {len(pairs)} pairs; they are left out")
+    return pairs.filter(is_known).with_scores(scores[is_known], name)
 
 
 def _pair_keys(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:

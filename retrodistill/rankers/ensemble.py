@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from scipy.special import expit
 
 from retrodistill.core.errors import UserError, unknown
@@ -14,7 +17,7 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.corpus import CorpusScores, MeanOfZScores
 from retrodistill.rankers.protocol import Ranker, Work
-from retrodistill.rankers.recorded import RecordedRanker
+from retrodistill.rankers.recorded import RecordedRanker, recorded_pairs
 from retrodistill.runs.calibration import Calibration, MinMaxPerQuery, ZScorePerQuery
 from retrodistill.runs.fusion import check_calibrations, check_method, check_weights, fuse, union
 from retrodistill.runs.run import Run
@@ -24,6 +27,7 @@ LABELS = {
     "mean": "the mean of raw scores of one scale (arXiv 2010.02666), or of labels that were recorded",
     "sigmoid": "1 / (1 + exp(-score)) of a cross-encoder's logits, the mean over several",
     "cosine": "(1 + score) / 2 of cosines, which may be negative, the mean over several (Trans-Encoder)",
+    "ranks": "1 / log2(1 + rank) in the teacher's order, for teachers that rank; equal scores share their mean rank",
     "sigmoid-cosine": "2 / (1 + exp(-score)) - 1, the cosine of a cross-encoder that learned from `cosine`",
 }
 _PER_QUERY = {kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}  # these need no fitting
@@ -47,11 +51,18 @@ class Combined(Ranker):
         """Whether all members search whole documents."""
         return all(member.ranks_documents(collection) for member in self.members)
 
+    def _scores(self, queries: Texts, collection: Collection, pairs: Run) -> list[Run]:
+        """Each member's scores of the same pairs: those that all of them score. An API may leave some out."""
+        runs = [member.score(queries, collection, pairs) for member in self.members]
+        if all(len(run) == len(pairs) for run in runs):
+            return runs
+        common = functools.reduce(lambda known, run: recorded_pairs(run, known, run.name), runs, pairs)
+        return [recorded_pairs(run, common, run.name) for run in runs]
+
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
         """The work of all members."""
         works = [member.remaining(queries, collection, pairs) for member in self.members]
-        units = {work.unit for work in works if work.items} or {"pairs"}
-        return Work(sum(work.items for work in works), "/".join(sorted(units)), sum(work.seconds for work in works))
+        return functools.reduce(operator.add, works)
 
 
 class Ensemble(Combined):
@@ -95,8 +106,8 @@ class Ensemble(Combined):
         return digest("ensemble", members, self.weights, self.method, list(map(repr, self.calibrations or [])))
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
-        """The pairs with fused scores."""
-        return self.fuse([member.score(queries, collection, pairs) for member in self.members])
+        """The pairs with fused scores, without those for which a member has none."""
+        return self.fuse(self._scores(queries, collection, pairs))
 
     def fuse(self, runs: Sequence[Run]) -> Run:
         """Fuse runs of the members, in their order. A member with equal scores throughout has no influence."""
@@ -142,11 +153,21 @@ def _cosine_labels(scores: np.ndarray) -> np.ndarray:
     return np.clip((1 + scores) / 2, 0.0, 1.0)
 
 
-_MAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mean": lambda scores: scores,
-    "sigmoid": expit,
-    "cosine": _cosine_labels,
-    "sigmoid-cosine": lambda scores: 2 * expit(scores) - 1,
+def _rank_labels(run: Run) -> np.ndarray:
+    """The discount of DCG at each rank. Documents below a window, which share a score, share a label."""
+    ranks = run.ranks.astype(np.float64)
+    ties = pa.table({"query": run.query_codes, "score": run.scores, "rank": ranks})
+    means = ties.group_by(["query", "score"]).aggregate([("rank", "mean")])
+    joined = ties.append_column("row", pa.array(np.arange(len(run)))).join(means, ["query", "score"]).sort_by("row")
+    return np.asarray(1 / np.log2(1 + joined["rank_mean"].to_numpy()))
+
+
+_MAPS: dict[str, Callable[[Run], np.ndarray]] = {
+    "mean": lambda run: run.scores,
+    "sigmoid": lambda run: expit(run.scores),
+    "cosine": lambda run: _cosine_labels(run.scores),
+    "ranks": _rank_labels,
+    "sigmoid-cosine": lambda run: 2 * expit(run.scores) - 1,
 }
 
 
@@ -174,14 +195,15 @@ class SoftLabels(Combined):
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with labels: from 0 to 1 with ``sigmoid`` and ``cosine``, from -1 to 1 with ``sigmoid-cosine``."""
-        total = np.zeros(len(pairs))
-        for member, weight in zip(self.members, self.weights, strict=True):
-            total += weight * _MAPS[self.labels](member.score(queries, collection, pairs).scores)
-        return pairs.with_scores(total / sum(self.weights), self.name)
+        runs = self._scores(queries, collection, pairs)
+        total = np.zeros(len(runs[0]))
+        for run, weight in zip(runs, self.weights, strict=True):
+            total += weight * _MAPS[self.labels](run)
+        return runs[0].with_scores(total / sum(self.weights), self.name)
 
 
 def soft_labels(members: Sequence[Ranker], kind: str, weights: Sequence[float] | None = None) -> Ranker:
     """As `SoftLabels`; for a single recorded run a recorded run, which has its own candidates."""
     labels = SoftLabels(members, kind, weights)
     run = members[0].run if len(members) == 1 else None
-    return labels if run is None else RecordedRanker(run.with_scores(_MAPS[kind](run.scores)), labels.name)
+    return labels if run is None else RecordedRanker(run.with_scores(_MAPS[kind](run)), labels.name)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName, cannot_search
@@ -29,6 +30,13 @@ class Work:
     items: int
     unit: str  # ``pairs`` or ``texts``
     seconds: float  # an estimate, from a rate measured just now
+    bill: Bill = field(default_factory=Bill)  # of requests to an API
+
+    def __add__(self, other: Work) -> Work:
+        """The work of two rankers together."""
+        units = {work.unit for work in (self, other) if work.items} or {self.unit}
+        items, unit = self.items + other.items, "/".join(sorted(units))
+        return Work(items, unit, self.seconds + other.seconds, self.bill + other.bill)
 
 
 class Ranker:

@@ -160,7 +160,7 @@ def _measured(job: Job, encode: float, search: float) -> float:
 
 def _encoding(job: Job, encoder: Any, texts: Sequence[str]) -> float:
     """Seconds to encode a query alone."""
-    if encoder.is_recorded:
+    if not encoder.has_weights:
         return 0.0
     encoder.encode(texts[:1], "query")
     return _rate(lambda: [encoder.encode([text], "query") for text in texts], len(texts))
@@ -168,7 +168,7 @@ def _encoding(job: Job, encoder: Any, texts: Sequence[str]) -> float:
 
 def _throughput(job: Job, encoder: Any) -> float:
     """Seconds to measure the throughput of an encoder of documents."""
-    if encoder.is_recorded or not job.recipe.evaluation.latency_queries:
+    if not encoder.has_weights or not job.recipe.evaluation.latency_queries:
         return 0.0
     return seconds_to_embed(encoder, repeated(job.collection, _TIMED).documents.column, "document")[1] * (
         _THROUGHPUT / _TIMED
@@ -197,7 +197,7 @@ def learning_steps(job: Job, held: float, texts: TrainingTexts, count: int, *, i
     form, documents = read_form(learned_factory(job.recipe, job.space), dimension), job.collection.documents
     memory = held + sizes.strings(documents) + sizes.learning(form, len(documents), count, dimension, settings)
     index, student = sizes.learned_index(form, documents, dimension), 0.0
-    if not job.space.is_recorded:  # the document encoder and a map of its queries
+    if job.space.has_weights:  # the document encoder and a map of its queries
         student = sizes.FLOAT * sizes.parameters(job.space.model, whole=True).all
     left = [name for name in learned_names(job) if not (job.out / "indexes" / name).exists()]
     seconds = _learning_seconds(job, settings, texts, count) if left and is_timed else 0.0

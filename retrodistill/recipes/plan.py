@@ -21,6 +21,7 @@ from retrodistill.candidates.selection import pairs_within
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import throw_away_cache
 from retrodistill.core.runtime import muted
+from retrodistill.core.spending import Bill
 from retrodistill.core.stores import text_keys
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
@@ -189,11 +190,12 @@ class _Planner:
         if size <= HELD or encoder.kind == "sparse":  # a larger number of dense vectors is read in blocks
             memory += vectors
         needs = Needs(memory, cache=sizes.stored_vectors(encoder, count, tokens), advice=FEWER_DOCUMENTS)
-        return Step(title, count, "texts", seconds, needs)
+        bill = encoder.bill(texts.column, role).times(count / max(1, len(texts)))
+        return Step(title, count, "texts", seconds, needs, bill=bill)
 
     def _activations(self, encoder: Any, texts: Texts, size: int) -> float:
         """Bytes of a forward pass of an encoder in this machine's memory; `size` is the number of texts."""
-        shape = None if encoder.is_recorded else sizes.Shape.of(encoder.model)
+        shape = None if not encoder.has_weights else sizes.Shape.of(encoder.model)
         if shape is None or not sizes.is_in_memory(encoder.model.device):
             return 0.0
         longest, chosen = sizes.longest_in_batch(texts), self.job.recipe.encoding.batch_size
@@ -340,7 +342,7 @@ class _Planner:
             unlimited = stage.candidates.model_copy(update={"budget": None, "random": 0})
             stage = stage.model_copy(update={"candidates": unlimited})
         width: float = self._width(stage, data)
-        share, seconds = 1.0, 0.0
+        share, seconds, bill, sampled = 1.0, 0.0, Bill(), 0
         if is_slow and self.is_timed:
             if is_embedded:
                 pool = candidate_pairs(stage, data, some).run
@@ -348,7 +350,7 @@ class _Planner:
                 pool = random_documents(some.ids, self.job.collection.documents.ids, int(width), data.seed)
             work = data.teacher.remaining(data.teacher_queries(some), self.job.collection, pool)
             width, share = len(pool) / len(some), work.items / len(pool)
-            seconds = work.seconds / max(1, work.items)
+            seconds, bill, sampled = work.seconds / max(1, work.items), work.bill, work.items
         mined = count = listed = round(size * width)
         if budget is not None:
             count = min(mined, pairs_within(budget, mined))
@@ -356,7 +358,7 @@ class _Planner:
         needs = Needs(self.held + self.corpus + sizes.lists(listed), out=sizes.stored_pairs(listed), advice=FEWER_TEXTS)
         before = max((pairs_within(earlier, mined) for earlier in bought), default=0)
         left = round(max(0, count - before) * share) if is_slow else 0
-        return Step(what, left, "pairs", left * seconds, needs)
+        return Step(what, left, "pairs", left * seconds, needs, bill=bill.times(left / max(1, sampled)))
 
     def _width(self, stage: StageSettings, data: TrainingData) -> int:
         """Most candidates of a text, without those that a batch shares."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import psutil
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
+from retrodistill.core.spending import Bill
 
 # The memory of a container, by cgroups of version 2 and 1: files of its limit, of what is used, and of what that is.
 _CGROUPS = (
@@ -70,6 +73,7 @@ class Step:
     seconds: float = 0.0
     needs: Needs = Needs()
     phase: str = "distill"  # which times in results.json it is a part of: load, distill, index, learn, or evaluate
+    bill: Bill = field(default_factory=Bill)  # of requests to an API
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, for programs; bytes are whole numbers."""
@@ -83,6 +87,7 @@ class Step:
             "cache_bytes": round(self.needs.cache),
             "scratch_bytes": round(self.needs.scratch),
             "phase": self.phase,
+            **({"bill": self.bill.to_json()} if self.bill.requests else {}),
         }
 
 
@@ -98,7 +103,8 @@ def joined(title: str, steps: Sequence[Step]) -> Step:
         most.advice,
     )
     items, seconds = sum(step.items for step in steps), sum(step.seconds for step in steps)
-    return Step(title, items, steps[0].unit, seconds, together, steps[0].phase)
+    bill = functools.reduce(operator.add, (step.bill for step in steps))
+    return Step(title, items, steps[0].unit, seconds, together, steps[0].phase, bill)
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,11 @@ class Plan:
                 if needed > free:
                     raise UserError(_refusal(step, f"{what}, with the steps before it,", needed, free))
 
+    @property
+    def bill(self) -> Bill:
+        """What requests of all steps cost."""
+        return functools.reduce(operator.add, (step.bill for step in self.steps), Bill())
+
     def total(self) -> dict[str, float]:
         """Sums of seconds and bytes, and the highest memory and scratch bytes of a step."""
         rows = [step.to_json() for step in self.steps]
@@ -135,7 +146,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Steps, their total, and what there is."""
         steps = [step.to_json() for step in self.steps]
-        return {"steps": steps, "total": self.total(), "available": self.machine.to_json()}
+        bill = {"bill": self.bill.to_json()} if self.bill.requests else {}
+        return {"steps": steps, "total": self.total(), "available": self.machine.to_json(), **bill}
 
 
 def held_memory() -> int:

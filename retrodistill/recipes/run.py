@@ -8,10 +8,12 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import is_main, main_first, release_freed_memory
+from retrodistill.core.spending import LEDGER, Spending, spend
 from retrodistill.encoders.contract import encode_with
 from retrodistill.evaluation.evaluating import evaluate_systems
 from retrodistill.evaluation.results import Results
@@ -51,7 +53,7 @@ def run_recipe(
     """
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     seconds: dict[str, float] = {}
-    with encode_with(settings.encoding):
+    with encode_with(settings.encoding), spend(settings.spending, ledger=Path(out) / LEDGER) as spending:
         with timed(seconds, "load"), main_first():
             job = open_job(settings, out)
             check_job(job)
@@ -59,10 +61,10 @@ def run_recipe(
         release_freed_memory()
         make_folder(job.out)
         with exclusive(job.out / ".lock"):
-            return _run(job, seconds, command)
+            return _run(job, seconds, command, spending)
 
 
-def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
+def _run(job: Job, seconds: dict[str, float], command: str, spending: Spending) -> Results | None:
     settings = job.recipe
     if is_main():
         with atomic_file(job.out / "recipe.yaml") as temporary:
@@ -95,6 +97,7 @@ def _run(job: Job, seconds: dict[str, float], command: str) -> Results | None:
         save_run(system.load_run(), job.out / "runs" / name)
     write_per_query(list(measured.values()), job.out)
     results = job_results(job, measured, list(trained.values()), curves, seconds, command)
+    results = results.model_copy(update={"spending": spending.to_json()})
     write_json(job.out / "results.json", results.to_json())
     write_page(results, job.out / "report.html")
     Manifest("job", {"collection": job.collection.fingerprint}, settings.model_dump(mode="json")).write(job.out)

@@ -9,8 +9,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.settings import OneOf, Settings, value_errors
+from retrodistill.core.spending import SpendingSettings
 from retrodistill.data.leaks import LeakRule
 from retrodistill.data.parents import PassageSettings, passages_option
+from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.contract import EncodingSettings
 from retrodistill.encoders.names import parse_model_name
 from retrodistill.indexes.registry import IndexOptions
@@ -159,6 +161,8 @@ class Recipe(Settings):
     """How the students' indexes are built."""
     encoding: EncodingSettings = EncodingSettings()
     """How models encode texts and score pairs, except in training."""
+    spending: SpendingSettings = SpendingSettings()
+    """Limits on what models behind an API cost."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """How systems are measured."""
     seed: int = 0
@@ -169,8 +173,10 @@ class Recipe(Settings):
     def _is_dense(cls, name: str) -> str:
         with value_errors():
             kind = parse_model_name(name).kind
-        if kind not in ("dense", "static", "vectors"):
-            raise ValueError(f"the document encoder must be a 'dense:NAME' or 'vectors:PATH', not {name!r}")
+        if kind not in DENSE:
+            raise ValueError(
+                f"the document encoder must be a 'dense:NAME', 'vectors:PATH' or 'embeddings-api:FILE', not {name!r}"
+            )
         return name
 
     @field_validator("students")

@@ -151,7 +151,7 @@ def truncated_teachers(job: Job) -> list[System]:
         if cut < space.dimension:
             name, settings = f"{space_row(job)}@{cut}", FaissSettings(truncate=cut)
             index = build_index(job.collection, space, space, name=name, settings=settings)
-            system = System(name, index, "teacher", by, by, is_served=not space.is_recorded)
+            system = System(name, index, "teacher", by, by, is_served=space.has_weights)
             systems.append(_with_rewrites(job, system))
     return systems
 

@@ -244,6 +244,7 @@ def _provenance(results: Results) -> Context:
         "Made from": results.provenance,
         "Hardware": results.hardware,
         "Versions": results.versions,
+        "Spent on APIs": results.spending,
     }
     # The parts of a training stage are listed too; the total must not count them twice.
     parts = {f"train {stage.removeprefix('distill ')}" for stage in results.seconds if stage.startswith("distill ")}

@@ -75,12 +75,12 @@ def static_student(
             f"model {teacher.name} is a token table itself; a static student starts from a transformer: name a "
             "'dense:NAME' as the space."
         )
-    if teacher.is_recorded and (tokenizer is None or initialize not in ("fitted", "random")):
+    if not teacher.has_weights and (tokenizer is None or initialize not in ("fitted", "random")):
         raise UserError(
             f"{teacher.name} has vectors and no model: a static student in its space needs another model's tokenizer "
             "and initialize: fitted."
         )
-    pieces = fast_tokenizer(tokenizer if tokenizer is not None and teacher.is_recorded else teacher)
+    pieces = fast_tokenizer(tokenizer if tokenizer is not None and not teacher.has_weights else teacher)
     tokens = with_words(pieces, corpus, words) if words else pieces
     if initialize == "random":
         rows = np.random.default_rng(seed).standard_normal((tokens.get_vocab_size(), teacher.dimension))
@@ -166,7 +166,7 @@ def _table_file(teacher: Encoder, tokenizer: Tokenizer) -> Path:
 
 def _table_left(settings: Any, data: Any) -> tuple[int, float]:
     """Tokens that a table still needs from the document encoder, and the seconds at the rate of a few of them."""
-    if settings.initialize not in ("teacher", "teacher-flat") or data.space.is_recorded:
+    if settings.initialize not in ("teacher", "teacher-flat") or not data.space.has_weights:
         return 0, 0.0
     tokens = fast_tokenizer(data.space)
     if _table_file(data.space, tokens).exists():
@@ -264,7 +264,7 @@ def token_matrix(ids: Sequence[Sequence[int]], weights: Sequence[float] | np.nda
 
 
 def _start(settings: Any, data: Any) -> SentenceTransformer:
-    lends = settings.tokenizer and data.space.is_recorded
+    lends = settings.tokenizer and not data.space.has_weights
     tokenizer = load_encoder(settings.tokenizer, DENSE) if lends else None
     documents = data.collection.documents
     options = {"initialize": settings.initialize, "words": settings.words}

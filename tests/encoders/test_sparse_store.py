@@ -16,7 +16,8 @@ class CountingEncoder:
 
     name, kind, dimension = "sparse:fake", "sparse", 100
     encoding = EncodingSettings()
-    loaded_from = None
+    loaded_from = part = None
+    threads, has_weights = 1, True
 
     def __init__(self, version="1", breaks_after=10**9):
         self.version, self.breaks_after, self.encoded = version, breaks_after, []

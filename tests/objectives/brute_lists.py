@@ -112,6 +112,16 @@ def ranknet_pairs(s, t):
     return [logistic(s[i] - s[j]) for i, j in ordered_pairs(t)]
 
 
+def rank_errors(s, t):
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    places = range(len(s))
+    smooth = [1 + sum(sigmoid(s[j] - s[i]) for j in places if j != i) for i in places]
+    ranks = [1 + sum(t[j] > t[i] for j in places) + sum(t[j] == t[i] for j in places if j != i) / 2 for i in places]
+    return [(a - b) ** 2 / math.log2(1 + b) for a, b in zip(smooth, ranks, strict=True)]
+
+
 def lambda_sum(s, t, weighting="ndcg-loss2++", mu=10.0, gains=None):
     gains = [math.exp(one - max(t)) for one in t] if gains is None else gains
     ideal = sum(gain / math.log2(2 + place) for place, gain in enumerate(sorted(gains, reverse=True)))
@@ -196,6 +206,7 @@ BRUTE = {
     "margin-mse": over_items(margins_of_best),
     "margin-mse-all": over_items(margins_of_all),
     "ranknet": over_items(ranknet_pairs),
+    "adr-mse": over_items(rank_errors),
     "lambdaloss": per_list(lambda_sum),
     "listmle": per_list(listmle_sum),
     "pld": per_list(pld_sum),

@@ -18,7 +18,14 @@ from retrodistill.objectives.distributions import (
 )
 from retrodistill.objectives.registry import INPUTS, OBJECTIVES, get_objective
 from retrodistill.objectives.registry import objective as register
-from retrodistill.objectives.scores import binary_cross_entropy, lambda_loss, margin_mse, mse, ranknet
+from retrodistill.objectives.scores import (
+    binary_cross_entropy,
+    discounted_rank_mse,
+    lambda_loss,
+    margin_mse,
+    mse,
+    ranknet,
+)
 
 OF_LISTS = {
     "kl": kl_divergence,
@@ -30,6 +37,7 @@ OF_LISTS = {
     "margin-mse": margin_mse,
     "margin-mse-all": lambda *given, **named: margin_mse(*given, **named, pairs="all"),
     "ranknet": ranknet,
+    "adr-mse": discounted_rank_mse,
     "lambdaloss": lambda_loss,
     "listmle": listmle,
     "pld": pld,

@@ -84,5 +84,5 @@ class TestLabels:
             SoftLabels([], "mean")
 
     def test_each_kind_has_its_line(self):
-        assert set(LABELS) == {"scores", "mean", "sigmoid", "cosine", "sigmoid-cosine"}
+        assert set(LABELS) == {"scores", "mean", "sigmoid", "cosine", "ranks", "sigmoid-cosine"}
         assert not any("\n" in line for line in LABELS.values())
