@@ -25,7 +25,7 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.rankers.protocol import DEPTH, Queries, Ranker, as_queries, wanted_depth
-from retrodistill.runs.documents import best_documents, by_document, in_blocks
+from retrodistill.runs.documents import best_documents, by_document, in_blocks, passage_pairs
 from retrodistill.runs.run import Run
 
 _IDS_FILE = "ids.parquet"
@@ -201,12 +201,15 @@ class Index(Ranker):
 
         `k` is 1 to the number of documents; by default 10, or all if there are fewer. With a collection, query vectors
         come from the store, k is cut to the size of the index, and documents that are not in the collection are
-        refused; those of a collection of passages are passages. No query encoder, an empty query, or a k that exceeds
-        the index is a `UserError`. `aggregate` is that of `search_vectors`.
+        refused; those of a collection of passages are passages, all of a document's if the index holds documents. No
+        query encoder, an empty query, or a k that exceeds the index is a `UserError`. `aggregate` is that of
+        `search_vectors`.
         """
         # a collection may have empty queries, which find nothing
         texts = queries if collection is not None and isinstance(queries, Texts) else as_queries(queries)
         if collection is not None and collection.parents is not None:
+            if self.rule is None:
+                return passage_pairs(self.search(texts, collection.whole, k), texts, collection)
             vectors = self._prepare(self._encode_queries(texts.texts, collection), "queries")
             run = self._found(vectors, texts.ids, min(k or DEPTH, len(self)))
         else:

@@ -63,7 +63,7 @@ def write_student_card(
     modules = read_json(folder / "modules.json") if (folder / "modules.json").exists() else []
     learned = about.get("stages", [])
     changes = settings.model_dump(exclude=_SHOWN_ELSEWHERE, exclude_defaults=True)
-    turns = None
+    turns, parents = None, data.collection.parents
     if conversations is not None:
         path = None if conversations.path == MADE else f"{YOURS}{Path(conversations.path).name}"
         turns = Turns(path, conversations.history, conversations.responses)
@@ -74,7 +74,7 @@ def write_student_card(
         changes={key.replace("_", " "): value for key, value in changes.items()},
         documents_by=without_folders(documents_by) if documents_by else None,
         collection=data.collection.name,
-        documents=len(data.collection.documents),
+        documents=len(data.collection.whole.documents),
         queries=len(data.queries),
         teaching=Teaching(named, teacher.method, manifest.inputs.get("teacher", ""), recorded),
         stages=settings.stages,
@@ -88,6 +88,7 @@ def write_student_card(
         base_model=hub_name(start),
         own_modules=any(not str(module.get("type")).startswith("sentence_transformers.") for module in modules),
         sparsity=about.get("sparsity"),
+        passages=None if parents is None else f"{parents.settings.words},{parents.settings.overlap}",
         source=published(collection) if collection else "",
         turns=turns,
         rewritten=data.rewrites is not None,

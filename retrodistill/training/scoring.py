@@ -230,6 +230,11 @@ def check_teacher(teacher: Ranker, collection: Collection, queries: Texts, stage
         if any_document:
             teacher.require_corpus_scores()
         return
+    if collection.parents is not None and teacher.ranks_documents(collection):
+        raise UserError(
+            f"{teacher.name} has scores of whole documents, and these are cut into passages; record scores of "
+            "passages, or leave passages out."
+        )
     teacher.run.require(collection.queries.ids, collection.documents.ids)
     if not any(stage.needs_lists for stage in stages):
         return

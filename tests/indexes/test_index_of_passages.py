@@ -83,6 +83,13 @@ class TestSearching:
         assert set(index.search(queries, cut_up.whole, 5).document_ids) <= set(cut_up.whole.documents.ids)
         assert set(index.search(queries, cut_up, 5).document_ids) <= set(cut_up.documents.ids)
 
+    def test_an_index_of_documents_proposes_all_of_their_passages(self, cut_up, models):
+        whole = build_index(cut_up.whole, models["dense"])
+        found = whole.search(Texts.from_pairs([("q", "heart")]), cut_up, 2).to_dict()["q"]
+        documents = whole.search({"q": "heart"}, k=2).to_dict()["q"]
+        own = [id_ for id_ in cut_up.documents.ids if id_.rpartition("#")[0] in documents]
+        assert sorted(found) == sorted(own)
+
 
 class TestChanging:
     def test_what_is_added_is_cut_by_the_same_rule(self, index, cut_up):

@@ -265,6 +265,11 @@ class TestSources:
         assert 'rd.load_collection("FOLDER/OF/small")' in text
         assert "# FOLDER/OF/..." in text
 
+    def test_a_collection_of_passages_is_loaded_as_such(self, model_of):
+        text = card_text(model_of("static"), facts("static", source="beir/scifact", passages="120,20"), results())
+        assert 'rd.load_collection("beir/scifact", passages="120,20")' in text
+        assert "documents in passages" in text
+
     def test_the_example_of_a_reranker_names_its_kind(self, model_of):
         assert 'rd.evaluate("rerank:tk:FOLDER@bm25", collection)' in card_text(model_of("tk"), facts("tk"))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
 from retrodistill.data.collection import judgments_of
 from retrodistill.data.passages import with_passages
@@ -10,7 +11,7 @@ from retrodistill.data.sentences import title_texts
 from retrodistill.rankers import load_ranker
 from retrodistill.training.groups import draw_groups
 from retrodistill.training.lists import lists_from_run, lists_over_corpus, without_siblings
-from retrodistill.training.scoring import scored_lists, stage_texts
+from retrodistill.training.scoring import check_teacher, scored_lists, stage_texts
 from retrodistill.training.settings import GroupSettings, StageSettings
 from retrodistill.training.training_data import TrainingData
 
@@ -102,6 +103,17 @@ class TestPseudoQueries:
         for row, source in enumerate(texts.sources.tolist()):
             own = names[source].rpartition("#")[0]
             assert not any(name.startswith(own) for name in listed(lists, row, names))
+
+
+class TestRecordedTeachers:
+    def test_a_run_over_whole_documents_cannot_teach_passages(self, data, cut_up):
+        run = load_ranker(load_ranker("bm25").search(data.queries, cut_up.whole, 3))
+        with pytest.raises(UserError, match="whole documents"):
+            check_teacher(run, cut_up, data.queries, [stage(objectives="kl")])
+
+    def test_a_run_over_passages_can(self, data, cut_up):
+        run = load_ranker(load_ranker("bm25").search(data.queries, cut_up, 9))
+        check_teacher(run, cut_up, data.queries, [stage(objectives="kl")])
 
 
 class TestLists:
