@@ -161,4 +161,5 @@ def evaluate(
 
 def write_report(folder: str | os.PathLike[str]) -> None:
     """Write report.html next to the results.json of an evaluated folder."""
-    write_page(Results.from_json(read_json(Path(folder) / "results.json")), Path(folder) / "report.html")
+    place = Path(folder).expanduser()
+    write_page(Results.from_json(read_json(place / "results.json")), place / "report.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -28,6 +29,9 @@ class _Stopped(BaseException):
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, by default this process's; a user's mistake is one line on stderr and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows, or a container, may lack most of Unicode
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     before = signal.signal(signal.SIGINT, _stop)
     try:
         with warnings.catch_warnings():

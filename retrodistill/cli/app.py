@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Context, Option, Typer
+
+from retrodistill.core.files import json_text
 
 app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -55,7 +57,9 @@ def _given(**options: Any) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-CollectionOption = Annotated[str, Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo.")]
+CollectionOption = Annotated[
+    str, Option(help="BEIR folder (JSONL, TSV, CSV, Parquet...), beir/NAME, ir_datasets:ID, hf:NAME, or demo.")
+]
 PassagesOption = Annotated[
     str | None,
     Option(
@@ -76,20 +80,52 @@ AddressOption = Annotated[
 ]
 
 
+TrustOption = Annotated[
+    list[str] | None, Option(metavar="NAME", help="Allow a model to run the code that it brings; repeatable.")
+]
+
+
+def with_trust(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option ``--trust-remote-code``, and run it with the code of these models allowed."""
+
+    def allowed(trust_remote_code: list[str] | None) -> AbstractContextManager[Any]:
+        from retrodistill.encoders.remote_code import trust_remote_code as trust
+
+        return trust(*trust_remote_code or ())
+
+    return _with_options(command, [("trust_remote_code", None, TrustOption)], allowed)
+
+
 def with_engine(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options ``--engine`` and ``--address``, and run it on that engine."""
+    """Give a command ``--engine`` and ``--address``, and run it on that engine; and the option of `with_trust`."""
+
+    def on_engine(engine: str, address: str | None) -> AbstractContextManager[Any]:
+        from retrodistill.core.engines import engine as chosen
+
+        return chosen(engine, address=address)
+
+    return with_trust(
+        _with_options(command, [("engine", "local", EngineOption), ("address", None, AddressOption)], on_engine)
+    )
+
+
+def _with_options(
+    command: Callable[..., None],
+    options: Sequence[tuple[str, Any, Any]],
+    context: Callable[..., AbstractContextManager[Any]],
+) -> Callable[..., None]:
+    """A command with more options (name, default, annotation), which runs inside the context that they open."""
 
     @functools.wraps(command)
-    def run(*, engine: str, address: str | None, **options: Any) -> None:
-        from retrodistill.core.engines import engine as on_engine
-
-        with on_engine(engine, address=address):
-            command(**options)
+    def run(**given: Any) -> None:
+        own = {name: given.pop(name) for name, _, _ in options}
+        with context(**own):
+            command(**given)
 
     signature = inspect.signature(command, eval_str=True)
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
-        for name, default, option in (("engine", "local", EngineOption), ("address", None, AddressOption))
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, default, annotation in options
     ]
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
     return run
@@ -102,7 +138,7 @@ def show(line: str) -> None:
 
 def show_json(value: Any) -> None:
     """Print one JSON object on one line."""
-    show(json.dumps(value, ensure_ascii=False))
+    show(json_text(value, sys.stdout.encoding or "utf-8"))
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from retrodistill.cli.app import (
     show,
     show_json,
     with_engine,
+    with_trust,
 )
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log, set_quiet
@@ -113,6 +114,7 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
 
 
 @app.command()
+@with_trust
 def search(
     place: Annotated[str, Argument(metavar="INDEX", help="An index's folder, or qdrant:FOLDER_OR_URL#NAME.")],
     query: Annotated[list[str], Argument(help="One or more queries.")],
@@ -152,6 +154,7 @@ def search(
 
 
 @app.command()
+@with_trust
 def export(  # noqa: PLR0913, PLR0917 - one option each
     folder: Annotated[Path, Argument(help="An index's folder.")],
     out: Annotated[str, Option(help="Folder (embedded Qdrant or Parquet), a Qdrant server's URL, or PREFIX:PLACE.")],

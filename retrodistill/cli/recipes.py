@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ from retrodistill.cli.app import (
     this_command,
     with_engine,
 )
+from retrodistill.core.files import json_text
 from retrodistill.core.runtime import set_quiet
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ def keys(
     from retrodistill.recipes.keys import recipe_keys, recipe_schema
 
     if json_schema:
-        show(json.dumps(recipe_schema(), ensure_ascii=False, indent=2))
+        show(json_text(recipe_schema(), sys.stdout.encoding or "utf-8", indent=2))
         return
     sections = recipe_keys(prefix)
     if as_json:

@@ -26,7 +26,7 @@ _DISK_ERRORS = ("No space left", "os error", "PytorchStreamWriter", "inline_cont
 
 def cache_folder() -> Path:
     """The cache that all recipes share: ``RETRODISTILL_CACHE``, or the platform's user cache folder."""
-    return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill"))
+    return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")).expanduser()
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def throw_away_cache() -> Iterator[Path]:
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Create a folder and its parents."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -59,7 +59,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path next to `path`; it is renamed to `path` on success and removed on failure."""
-    target = Path(path)
+    target = Path(path).expanduser()
     with _temporary(target) as temporary:
         yield temporary
         if temporary.is_file():
@@ -71,7 +71,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder next to `path`; it replaces a folder at `path` on success and is removed on failure."""
-    target = Path(path)
+    target = Path(path).expanduser()
     if target.exists() and not target.is_dir():
         raise UserError(f"cannot write {target}: a file has that name; choose another folder.")
     with _temporary(target) as temporary:
@@ -106,7 +106,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     """Check that a folder is absent, empty, or holds an older artifact, which alone contains a file named `mark`."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
     folder = folder if folder.name else folder.resolve()  # "." has no name for the temporary folder next to it
     if folder.is_dir():
         if any(folder.iterdir()) and not (folder / mark).is_file():
@@ -149,15 +149,27 @@ def is_disk_error(error: BaseException) -> bool:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON, atomically. NaN raises ValueError."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json_text(value, indent=2)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def json_text(value: Any, encoding: str = "utf-8", indent: int | None = None) -> str:
+    """A value as JSON that can be written in an encoding; what that lacks is escaped. NaN raises ValueError."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:  # also a file name that is not UTF-8, which comes back as it was
+        return json.dumps(value, indent=indent, allow_nan=False)
+    return text
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(
+            Path(path).expanduser().read_text(encoding="utf-8-sig")
+        )  # editors of Windows add a byte order mark
     except FileNotFoundError as error:
         raise UserError(f"no file {path}.") from error
     except OSError as error:
@@ -169,7 +181,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def digest(*parts: object) -> str:
     """Fingerprint of JSON-like values, 16 hexadecimal digits; the order of dictionary keys does not matter."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def texts_digest(texts: Sequence[str]) -> str:

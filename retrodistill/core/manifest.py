@@ -76,7 +76,7 @@ def library_versions() -> dict[str, str]:
 def _clone_version() -> str | None:
     """Version of this package when it runs from a clone without being installed."""
     project = Path(__file__).parents[2] / "pyproject.toml"
-    about = tomllib.loads(project.read_text()).get("project", {}) if project.exists() else {}
+    about = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {}) if project.exists() else {}
     return str(about["version"]) if about.get("name") == "retrodistill" else None
 
 
@@ -87,7 +87,11 @@ def hardware() -> dict[str, Any]:
     facts: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        models = [
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+            if "model name" in line
+        ]
         facts["processor"] = models[0] if models else platform.processor()
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         facts["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)

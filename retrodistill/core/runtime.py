@@ -125,8 +125,11 @@ def muted() -> Iterator[None]:
         set_quiet(before)
 
 
-def bar(total: int, what: str, unit: str) -> Any:
-    """Progress bar for a ``with`` statement; outside a terminal it prints a line every ten seconds."""
+def bar(total: int | None, what: str, unit: str) -> Any:
+    """Progress bar for a ``with`` statement; outside a terminal it prints a line every ten seconds.
+
+    Without a total it shows the count and the rate.
+    """
     terminal = sys.stderr.isatty()
     return tqdm(
         file=sys.stderr if terminal else _LogStream(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,12 @@ from retrodistill.data.texts import Texts
 __all__ = ["Collection", "Leak", "PassageSettings", "Qrels", "Texts", "leaks", "load_collection", "with_passages"]
 
 _FORMS = "'demo', 'beir/<name>', 'ir_datasets:<id>', 'hf:<name or folder>', or a folder in BEIR's layout"
-_LOADERS = {"ir_datasets:": load_irdatasets, "hf:": load_huggingface, "beir/": load_public}
+_LOADERS: dict[str, Callable[[str], Collection]] = {
+    "ir_datasets:": load_irdatasets,
+    "hf:": load_huggingface,
+    "hf-stream:": partial(load_huggingface, stream=True),
+    "beir/": load_public,
+}
 
 
 def load_collection(source: str | Path | Collection, *, passages: Any = None) -> Collection:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
+import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retrodistill.core.errors import UserError, did_you_mean
+from retrodistill.core.errors import UserError, did_you_mean, sample_of
 from retrodistill.core.files import cache_folder, file_digest, make_folder
 from retrodistill.data import records
 from retrodistill.data.collection import Collection
-from retrodistill.data.records import Judgment, Source, read_lines, read_objects, split_name
+from retrodistill.data.records import DOCUMENT_COLUMNS, JUDGMENT_COLUMNS, QUERY_COLUMNS, Judgment, Source, split_name
 from retrodistill.data.stored import cached, make_once
+from retrodistill.data.tables import JUDGMENTS, TABLES, Columns, Table, is_table, refuse_unread, stem, table_at
 
 URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 # The public collections in the README of beir 2.2, which has no list to import.
@@ -28,21 +29,34 @@ FORUMS = (
     "android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",
     "webmasters", "wordpress",
 )  # fmt: skip
-_WANTED = '{"_id": ..., "text": ...}'
-_HEADERS = {"query-id", "query_id", "qid", "corpus-id", "corpus_id", "score", "relevance"}
+_QRELS = r"(?:qrels?|judge?ments?)"  # a folder of judgments, and what files of judgments next to the corpus are called
+_QRELS_FOLDER = re.compile(_QRELS, re.IGNORECASE)
+_QRELS_FILE = re.compile(rf"{_QRELS}(?:[._-].+)?|.+[._-]{_QRELS}(?:\.\w+)*", re.IGNORECASE)
+_SPLIT_FILE = re.compile(r"(?:train|dev|validation|valid|val|test)(?:\.\w+)+", re.IGNORECASE)
+_AROUND_SPLIT = re.compile(rf"^{_QRELS}(?:[._-]|$)|[._-]{_QRELS}$", re.IGNORECASE)
 
 _Record = TypeVar("_Record")
 
 
 def load_folder(path: Path, name: str | None = None) -> Collection:
-    """Load a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv, each optionally as .gz.
+    """Load a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv, in these or other formats of tables.
 
-    The files are checked line by line and copied to the cache once; later calls open the copy. Without qrels, every
+    A table is a file, also compressed, or a folder of parts. Judgments are files ``qrels/<split>``, or ``qrels``,
+    ``qrels.<split>`` and ``<split>.qrels`` next to the corpus; without a name of their own, they are the split test.
+    What may hold data and cannot be read is a UserError, because queries whose judgments are passed over would be
+    trained on.
+
+    The files are checked row by row and copied to the cache once; later calls open the copy. Without qrels, every
     query is unjudged; without queries and qrels, the collection has only documents. The default name is the folder's.
     """
-    corpus, queries, qrels = _jsonl(path, "corpus"), _jsonl(path, "queries"), _qrels_files(path)
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
+    corpus, queries = _single_table(entries, "corpus"), _single_table(entries, "queries")
+    qrels, warnings = _judgment_tables(entries)
     if corpus is None:
-        below = sorted(file.parent.name for file in path.glob("*/corpus.jsonl*"))
+        below = sorted(folder.name for folder in entries if is_collection(folder))
         advice = f" (but its folders {', '.join(below)} do: name one of them)" if below else ""
         raise UserError(
             f"{path} is not a BEIR folder: it has no corpus.jsonl{advice}; expected corpus.jsonl, "
@@ -50,15 +64,23 @@ def load_folder(path: Path, name: str | None = None) -> Collection:
         )
     if queries is None and qrels:
         raise UserError(f"{path} has judgments but no queries.jsonl; put it next to corpus.jsonl.")
-    files = {"corpus": corpus} | {f"qrels {split}": file for split, file in qrels.items()}
+    tables = {"corpus": corpus} | {f"qrels {split}": table for split, table in qrels.items()}
     if queries:
-        files["queries"] = queries
-    try:
-        digests = {what: file_digest(file) for what, file in files.items()}
+        tables["queries"] = queries
+    try:  # the name of a file decides how it is read
+        digests = {
+            what: [[file.name.lower(), file_digest(file)] for file in table.files] for what, table in tables.items()
+        }
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror}.") from error
-    compressed = sorted(what for what, file in files.items() if file.suffix == ".gz")
-    return cached(name or path.resolve().name, ("beir", digests, compressed), lambda: _source(corpus, queries, qrels))
+    key = ("tables", digests, warnings)
+    return cached(name or path.resolve().name, key, lambda: _source(corpus, queries, qrels, warnings))
+
+
+def is_collection(folder: Path) -> bool:
+    """Whether a folder holds the documents of a collection."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return any(_is_named(entry, "corpus") and table_at(entry) is not None for entry in entries)
 
 
 def load_public(name: str) -> Collection:
@@ -101,54 +123,75 @@ def _fetch(name: str, folder: Path, temporary: Path) -> None:
     unzipped.rmdir()
 
 
-def _source(corpus: Path, queries: Path | None, qrels: dict[str, Path]) -> Source:
+def _source(corpus: Table, queries: Table | None, qrels: dict[str, Table], warnings: list[str]) -> Source:
     no_queries = "there is no queries.jsonl: queries can only be drawn from the documents."
     return Source(
-        documents=partial(_records, corpus, records.document_of, "document", "expected one JSON object per line"),
-        queries=partial(_records, queries, records.query_of, "query", "expected one JSON object per line, or no file")
-        if queries
-        else lambda: iter(()),
-        qrels={split: partial(_judgments, file) for split, file in qrels.items()},
-        where={"documents": f"{corpus}, line", "queries": f"{queries}, line"},
-        warnings=() if queries else (no_queries,),
+        documents=partial(_records, corpus, DOCUMENT_COLUMNS, records.document_of, "document"),
+        queries=partial(_records, queries, QUERY_COLUMNS, records.query_of, "query") if queries else lambda: iter(()),
+        qrels={split: partial(_judgments, table) for split, table in qrels.items()},
+        where={"documents": corpus.where, "queries": queries.where if queries else ""},
+        warnings=(*warnings, *(() if queries else (no_queries,))),
     )
 
 
 def _records(
-    path: Path, parse: Callable[[Mapping[str, Any], str, int], _Record], what: str, advice: str
+    table: Table, columns: Columns, parse: Callable[[Mapping[str, Any], str, int], _Record], what: str
 ) -> Iterator[_Record]:
-    place = 0
-    for place, record in read_objects(path, _WANTED):
-        yield parse(record, f"{path}, line", place)
+    where, place = table.where, 0
+    for place, record in table.records(columns):
+        yield parse(record, where, place)
     if not place:
-        raise UserError(f"{path} is empty: it holds no {what}; {advice}.")
+        raise UserError(f"{table.path} is empty: it holds no {what}; expected one {columns.wanted} or more.")
 
 
-def _judgments(path: Path) -> Iterator[Judgment]:
-    where = f"{path}, line"
-    for place, line in read_lines(path):
-        # beir reads these with the csv module, which unquotes. Parsing line by line keeps a stray quote in its line.
-        row = next(csv.reader([line], delimiter="\t")) if '"' in line else line.split("\t")
-        if len(row) != 3:
-            raise UserError(
-                f"{where} {place}: {len(row)} columns between tabs ({line[:60]!r}); expected 3: query-id, "
-                "corpus-id, score."
-            )
-        query, document, score = (value.strip() for value in row)
-        if place == 1 and {query.lower(), document.lower(), score.lower()} & _HEADERS:
-            continue
-        yield records.judgment_of(query, document, score, where, place)
+def _judgments(table: Table) -> Iterator[Judgment]:
+    where = table.where
+    for place, record in table.records(JUDGMENT_COLUMNS):
+        yield records.judgment_of(record, where, place)
 
 
-def _jsonl(path: Path, stem: str) -> Path | None:
-    return next((file for end in (".jsonl", ".jsonl.gz") if (file := path / f"{stem}{end}").is_file()), None)
+def _is_named(entry: Path, name: str) -> bool:
+    return (entry.name if entry.is_dir() else stem(entry)).lower() == name
 
 
-def _qrels_files(path: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for file in sorted([*path.glob("qrels/*.tsv"), *path.glob("qrels/*.tsv.gz")]):
-        split = split_name(file.name.partition(".tsv")[0])
-        if split in files:
-            raise UserError(f"{files[split]} and {file} are both the split {split!r}; keep one of them.")
-        files[split] = file
-    return files
+def _single_table(entries: Sequence[Path], name: str) -> Table | None:
+    """The table with a name, in any format; a UserError for two, or for one in a format that cannot be read."""
+    tables = [table for entry in entries if _is_named(entry, name) and (table := table_at(entry))]
+    if len(tables) > 1:
+        both = " and ".join(table.path.name for table in tables)
+        raise UserError(f"{tables[0].path.parent} has {both}; keep one of them, because both are the {name}.")
+    if not tables:
+        for entry in entries:
+            if entry.is_file() and entry.name.lower().startswith(f"{name}.") and not is_table(entry):
+                refuse_unread(entry.parent, [entry], TABLES)
+    return tables[0] if tables else None
+
+
+def _judgment_tables(entries: Sequence[Path]) -> tuple[dict[str, Table], list[str]]:
+    """The tables of judgments by split, from what lies next to the corpus, and warnings of what is not read."""
+    found: dict[str, Table] = {}
+    warnings: list[str] = []
+
+    def add(name: str, table: Table) -> None:
+        split = split_name(_AROUND_SPLIT.sub("", name) or "test")
+        if split in found:
+            raise UserError(f"{found[split].path} and {table.path} are both the split {split!r}; keep one of them.")
+        found[split] = table
+
+    for entry in entries:
+        if entry.is_dir() and _QRELS_FOLDER.fullmatch(entry.name):
+            inside = sorted(entry.iterdir())
+            tables = {each: table for each in inside if (table := table_at(each, JUDGMENTS))}
+            others = [each for each in inside if each not in tables]
+            refuse_unread(entry, others, JUDGMENTS)
+            for each, table in tables.items():
+                add(each.name if each.is_dir() else stem(each), table)
+            if aside := [each.name for each in others] + [name for table in tables.values() for name in table.aside]:
+                warnings.append(f"{entry.name}: {sample_of(aside)} not read; files of judgments have other names.")
+        elif is_table(entry, JUDGMENTS) and any(names.fullmatch(entry.name) for names in (_QRELS_FILE, _SPLIT_FILE)):
+            add(stem(entry), Table(entry, (entry,)))
+        elif entry.is_file() and _QRELS_FILE.fullmatch(entry.name):
+            refuse_unread(entry.parent, [entry], JUDGMENTS)
+        elif entry.is_file() and _SPLIT_FILE.fullmatch(entry.name):
+            warnings.append(f"{entry.name} is not read; judgments end in {', '.join(JUDGMENTS)}.")
+    return found, warnings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from retrodistill.core.files import digest
 from retrodistill.data.fields import fields_table
 from retrodistill.data.languages import LETTERS
 from retrodistill.data.parents import Parents
+from retrodistill.data.records import Document, document_of, judgment_of, query_of
 from retrodistill.data.texts import Texts, column_digest
 
 JUDGMENT_SCHEMA = pa.schema([("query_id", pa.string()), ("document_id", pa.string()), ("relevance", pa.int32())])
@@ -142,16 +143,20 @@ class Collection:
             fields: ``{document_id: {field: value}}``, for any of the documents; see `retrodistill.data.fields`.
 
         Raises:
-            UserError: There are no documents, a split has a reserved name, or fields belong to unknown documents.
+            UserError: There are no documents, a split has a reserved name, fields belong to unknown documents, or an
+                id, text or grade is not one.
         """
         if not documents:
             raise UserError(f"collection {name}: there are no documents; give at least one.")
-        pairs = {id_: ("", both) if isinstance(both, str) else both for id_, both in documents.items()}
-        titles = Texts.from_pairs((id_, title) for id_, (title, _) in pairs.items())
-        bodies = Texts.from_pairs((id_, body) for id_, (_, body) in pairs.items())
-        joined = Texts.from_pairs((id_, full_text(title, body)) for id_, (title, body) in pairs.items())
-        query_texts = Texts.from_pairs(queries.items())
-        judged, warnings = check_parts(joined, query_texts, {split: Qrels.from_dict(qrels[split]) for split in qrels})
+        rows = [_document(id_, given, name, place) for place, (id_, given) in enumerate(documents.items(), start=1)]
+        titles = Texts.from_pairs((row.id, row.title) for row in rows)
+        bodies = Texts.from_pairs((row.id, row.body) for row in rows)
+        joined = Texts.from_pairs((row.id, full_text(row.title, row.body)) for row in rows)
+        asked = ({"_id": id_, "text": text} for id_, text in queries.items())
+        checked = (query_of(record, f"{name}, query", place) for place, record in enumerate(asked, start=1))
+        query_texts = Texts.from_pairs((query.id, query.text) for query in checked)
+        given = {split: Qrels.from_rows(_judgments(qrels[split], f"{name}, {split}, judgment")) for split in qrels}
+        judged, warnings = check_parts(joined, query_texts, given)
         table, field_warnings = fields_table(fields, joined.ids) if fields else (None, [])
         return cls(
             name,
@@ -246,6 +251,18 @@ class Collection:
     def _in_order(self, ids: Iterable[str]) -> list[str]:
         wanted = set(ids)
         return [query for query in self.queries.ids if query in wanted]
+
+
+def _document(id_: object, given: object, name: str, place: int) -> Document:
+    title, body = given if isinstance(given, (tuple, list)) and len(given) == 2 else ("", given)
+    return document_of({"_id": id_, "title": title, "text": body}, f"{name}, document", place)
+
+
+def _judgments(grades: Mapping[str, Mapping[str, int]], where: str) -> Iterator[tuple[str, str, int]]:
+    pairs = ((query, document, grade) for query, judged in grades.items() for document, grade in judged.items())
+    for place, (query, document, grade) in enumerate(pairs, start=1):
+        record = {"query-id": query, "corpus-id": document, "score": grade}
+        yield judgment_of(record, where, place)[1:]
 
 
 def _listed(sizes: Mapping[str, int]) -> str:

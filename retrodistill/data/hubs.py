@@ -3,47 +3,63 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError, did_you_mean
-from retrodistill.data import records
+from retrodistill.core.files import file_digest
 from retrodistill.data.collection import Collection
-from retrodistill.data.records import Document, Judgment, Query, Source, id_of, judgment_of, split_name, text_of
+from retrodistill.data.records import (
+    DOCUMENT_COLUMNS,
+    JUDGMENT_COLUMNS,
+    QUERY_COLUMNS,
+    Document,
+    Judgment,
+    Query,
+    Source,
+    document_of,
+    id_of,
+    judgment_of,
+    query_of,
+    split_name,
+    text_of,
+)
 from retrodistill.data.stored import cached
-from retrodistill.data.texts import column_digest
+from retrodistill.data.tables import Columns
+from retrodistill.data.texts import ColumnDigest
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-_ID_COLUMNS = {"_id": ("_id", "id")}
-_JUDGMENT_COLUMNS = {
-    "query_id": ("query-id", "query_id"),
-    "document_id": ("corpus-id", "corpus_id", "document_id"),
-    "score": ("score", "relevance"),
-}
-_JUDGED = {name for names in _JUDGMENT_COLUMNS.values() for name in names}
+Rows: TypeAlias = "Dataset | IterableDataset"
+
+_LARGE = 1 << 30  # bytes of files from which a repository is streamed
 _BATCH = 1024
 _IR_SPLITS = ("train", "dev", "test")
 
 
-def load_huggingface(name: str) -> Collection:
+def load_huggingface(name: str, *, stream: bool = False) -> Collection:
     """Load a dataset repository such as ``"BeIR/scifact"``, or a folder with the same layout.
 
     It needs the configurations ``corpus`` (_id, title, text) and ``queries`` (_id, text). The judgments (query-id,
     corpus-id, score; splits train, validation or dev, test) are its configuration ``qrels`` or ``default``, or the
     repository ``<name>-qrels``. No code from a repository is run.
+
+    A folder, and a repository of 1 GiB or more, is streamed: read once into the cache of collections, without the copy
+    that the library would keep. `stream` does so for any repository, which then needs the hub whenever it is loaded.
     """
     if not name.strip():
         raise UserError("hf: names no dataset; write hf:<name or folder>, such as hf:BeIR/scifact.")
-    from datasets import get_dataset_config_names
+    from datasets import get_dataset_config_names, load_dataset, load_dataset_builder
 
+    folder = Path(name).expanduser()
+    place = str(folder) if folder.is_dir() else name
     with _huggingface_errors(name):
-        configurations = get_dataset_config_names(name)
+        configurations = get_dataset_config_names(place)
     absent = [wanted for wanted in ("corpus", "queries") if wanted not in configurations]
     if absent:
         raise UserError(
@@ -51,77 +67,90 @@ def load_huggingface(name: str) -> Collection:
             "layout: corpus, queries and qrels."
         )
     own = next((wanted for wanted in ("qrels", "default") if wanted in configurations), None)
-    qrels = _load_splits(name, own) if own else _load_splits(f"{name}-qrels", None)
-    return from_datasets(_load_one(name, "corpus"), _load_one(name, "queries"), qrels, Path(name).name)
+    places: dict[str, tuple[str, str | None]] = {"corpus": (place, "corpus"), "queries": (place, "queries")}
+    places["qrels"] = (place, own) if own else (f"{place}-qrels", None)
+    with _huggingface_errors(name):
+        files = {part: _data_files(load_dataset_builder(*where)) for part, where in places.items()}
+        is_streamed = stream or folder.is_dir() or _size_of(files.values()) >= _LARGE
+    loaded: dict[str, dict[str, Rows]] = {}
+    for part, (repository, configuration) in places.items():
+        with _huggingface_errors(repository):
+            loaded[part] = dict(load_dataset(repository, configuration, streaming=is_streamed))
+    corpus, queries = (_only_split(name, part, loaded[part]) for part in ("corpus", "queries"))
+    key = ("streamed", files) if is_streamed else None
+    return from_datasets(corpus, queries, loaded["qrels"], Path(name).name, key)
 
 
-def from_datasets(corpus: Dataset, queries: Dataset, qrels: Mapping[str, Dataset], name: str) -> Collection:
-    """Build a collection from datasets in memory, which are copied to the cache once and memory-mapped from there.
+def from_datasets(
+    corpus: Rows, queries: Rows, qrels: Mapping[str, Rows], name: str, key: tuple[object, ...] | None = None
+) -> Collection:
+    """Build a collection from datasets, which are copied to the cache once and memory-mapped from there.
+
+    Each is a `Dataset`, or an `IterableDataset`, which is read in batches and has to give the same rows each time.
 
     Args:
-        corpus: Columns _id, text and optionally title; others become fields.
+        corpus: Columns _id, text and optionally title, under any of their usual names; others become fields.
         queries: Columns _id and text.
         qrels: For each split, columns query-id, corpus-id, score. The split 'validation' becomes 'dev'.
         name: Short name of the collection.
+        key: JSON-like values that determine the content, such as digests of files; by default the content itself,
+            which takes one more pass.
     """
-    if len(corpus) == 0:
+    if _is_empty(corpus):
         raise UserError(f"{name}: the corpus is empty; give at least one document.")
-    if len(queries) == 0 and any(len(rows) for rows in qrels.values()):
+    if _is_empty(queries) and not all(_is_empty(rows) for rows in qrels.values()):
         raise UserError(f"{name}: there are judgments but no queries; give the judged queries.")
     by_split = {split_name(split): rows for split, rows in qrels.items()}
     if len(by_split) < len(qrels):
         raise UserError(f"{name}: two of the splits {', '.join(qrels)} are both 'dev'; keep one of them.")
     parts = {"corpus": corpus, "queries": queries, **{f"qrels {split}": rows for split, rows in by_split.items()}}
-    read = {"corpus": corpus.column_names, "queries": ("_id", "id", "text")}  # the others are judgments
-    digests = {part: _digests(rows, read.get(part, _JUDGED)) for part, rows in parts.items()}
-    return cached(name, ("datasets", digests), lambda: _dataset_source(corpus, queries, by_split, name))
+    if key is None:
+        columns = {"corpus": None, "queries": QUERY_COLUMNS}  # the others are judgments
+        digests = {part: _digests(rows, columns.get(part, JUDGMENT_COLUMNS)) for part, rows in parts.items()}
+        key = ("datasets", digests)
+    return cached(name, key, lambda: _dataset_source(corpus, queries, by_split, name))
 
 
-def _dataset_source(corpus: Dataset, queries: Dataset, qrels: Mapping[str, Dataset], name: str) -> Source:
+def _dataset_source(corpus: Rows, queries: Rows, qrels: Mapping[str, Rows], name: str) -> Source:
+    def parsed(rows: Rows, columns: Columns, parse: Callable[..., Any], where: str) -> Iterator[Any]:
+        records_in_order = (record for table in _tables(rows) for record in table.to_pylist())
+        for place, record in enumerate(records_in_order, start=1):
+            yield parse(columns.renamed(record), where, place)
+
     corpus_row, query_row = f"{name}, corpus, row", f"{name}, queries, row"
-
-    def judgments(split: str) -> Iterator[Judgment]:
-        where = f"{name}, qrels {split}, row"
-        for place, row in _records(qrels[split], _JUDGMENT_COLUMNS, where):
-            yield judgment_of(row["query_id"], row["document_id"], row["score"], where, place)
-
     return Source(
-        documents=lambda: (
-            records.document_of(row, corpus_row, n) for n, row in _records(corpus, _ID_COLUMNS, corpus_row)
-        ),
-        queries=lambda: (records.query_of(row, query_row, n) for n, row in _records(queries, _ID_COLUMNS, query_row)),
-        qrels={split: partial(judgments, split) for split in qrels},
+        documents=partial(parsed, corpus, DOCUMENT_COLUMNS, document_of, corpus_row),
+        queries=partial(parsed, queries, QUERY_COLUMNS, query_of, query_row),
+        qrels={
+            split: partial(parsed, rows, JUDGMENT_COLUMNS, judgment_of, f"{name}, qrels {split}, row")
+            for split, rows in qrels.items()
+        },
         where={"documents": corpus_row, "queries": query_row},
     )
 
 
-def _records(rows: Dataset, wanted: Mapping[str, tuple[str, ...]], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (row number from 1, row), with columns found under any of their usual names."""
-    renamed = {}
-    for field_name, names in wanted.items():
-        column = next((name for name in names if name in rows.column_names), None)
-        if column is None:
-            had = f"no column {names[0]!r} among {rows.column_names}"
-            raise UserError(f"{where}: {had}; rename the column that holds it.")
-        renamed[column] = field_name
-    records_in_order = (record for table in _tables(rows) for record in table.to_pylist())
-    for place, record in enumerate(records_in_order, start=1):
-        yield place, {renamed.get(name, name): value for name, value in record.items()}
+def _is_empty(rows: Rows) -> bool:
+    return next(iter(rows.take(1)), None) is None
 
 
-def _tables(rows: Dataset) -> Iterator[Any]:
+def _tables(rows: Rows) -> Iterator[Any]:
     """Arrow tables of the rows, in order, with selections and filters applied."""
     return rows.with_format("arrow").iter(batch_size=_BATCH)
 
 
-def _digests(rows: Dataset, read: Iterable[str]) -> dict[str, str]:
-    """Digest of each column that is read; the library's fingerprint covers the history, not the content."""
-    return {
-        name: f"{rows.features[name]} "
-        + column_digest(_as_strings(piece) for table in _tables(rows) for piece in table[name].chunks)
-        for name in rows.column_names
-        if name in read
-    }
+def _digests(rows: Rows, columns: Columns | None) -> dict[str, str]:
+    """Digest of each column that is read, by name and type; all for None.
+
+    The library's fingerprint covers the history, not the content.
+    """
+    read = None if columns is None else {name for pair in columns.names.items() for name in (pair[0], *pair[1])}
+    digests: dict[str, ColumnDigest] = {}
+    for table in _tables(rows):
+        for name in table.column_names:
+            if read is None or name in read:
+                column = digests.setdefault(f"{name} {table[name].type}", ColumnDigest())
+                column.update(map(_as_strings, table[name].chunks))
+    return {name: column.hexdigest() for name, column in digests.items()}
 
 
 def _as_strings(values: pa.Array) -> pa.Array:
@@ -130,16 +159,25 @@ def _as_strings(values: pa.Array) -> pa.Array:
     return values.cast(pa.string())
 
 
-def _load_splits(name: str, configuration: str | None) -> dict[str, Dataset]:
-    from datasets import load_dataset
+def _data_files(builder: Any) -> dict[str, list[list[str]]]:
+    """By split, each file's place and digest; the place of a file on the hub has the revision, which is its digest."""
+    return {
+        str(split): [[str(file), file_digest(file) if Path(file).is_file() else ""] for file in files]
+        for split, files in (builder.config.data_files or {}).items()
+    }
 
-    with _huggingface_errors(name):
-        return dict(load_dataset(name, configuration))
+
+def _size_of(parts: Iterable[Mapping[str, Sequence[Sequence[str]]]]) -> int:
+    """Bytes of files on the hub."""
+    from huggingface_hub import HfFileSystem
+
+    hub = HfFileSystem()
+    files = [place for part in parts for files in part.values() for place, _ in files if place.startswith("hf://")]
+    return sum(hub.info(file)["size"] for file in files)
 
 
-def _load_one(name: str, configuration: str) -> Dataset:
+def _only_split(name: str, configuration: str, splits: Mapping[str, Rows]) -> Rows:
     """The only split of a configuration, or the one with the configuration's name."""
-    splits = _load_splits(name, configuration)
     if len(splits) == 1:
         return next(iter(splits.values()))
     if configuration in splits:
@@ -251,7 +289,8 @@ def _ir_queries(datasets: list[Any], where: str) -> Iterator[Query]:
 
 def _ir_judgments(dataset: Any, where: str) -> Iterator[Judgment]:
     for place, row in enumerate(dataset.qrels_iter(), start=1):
-        yield judgment_of(row.query_id, row.doc_id, row.relevance, where, place)
+        record = {"query-id": row.query_id, "corpus-id": row.doc_id, "score": row.relevance}
+        yield judgment_of(record, where, place)
 
 
 def _ir_rows(where: str, read: Callable[[Any, str], Iterator[Any]], part: Any, what: str) -> Iterator[Any]:

@@ -1,19 +1,38 @@
-"""Readers for text files, and checks of the records that every source of a collection provides."""
+"""Checks of the records that every source of a collection provides, and the names of their columns."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import numbers
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.errors import UserError, sample_of
+from retrodistill.data.tables import Columns
 
 DOCUMENT_KEYS = ("_id", "title", "text")  # of a record; all others are fields
-_BOM = b"\xef\xbb\xbf"
+_TEXT = ("_id", "text")
+_DOCUMENT_IDS = ("doc_id", "docid", "document_id", "corpus_id", "corpus-id", "docno")
+_QUERY_IDS = ("query_id", "query-id", "qid", "queryid")
+# The names of columns in files and datasets. Those without a header are BEIR's and MS MARCO's, and in judgments TREC's.
+DOCUMENT_COLUMNS = Columns(
+    {"_id": ("id", *_DOCUMENT_IDS), "title": (), "text": ()},
+    {2: _TEXT},
+    '{"_id": ..., "title": ..., "text": ...}',
+)
+QUERY_COLUMNS = Columns({"_id": ("id", *_QUERY_IDS), "text": ()}, {2: _TEXT}, '{"_id": ..., "text": ...}')
+JUDGMENT_COLUMNS = Columns(
+    {
+        "query-id": tuple(name for name in _QUERY_IDS if name != "query-id"),
+        "corpus-id": tuple(name for name in _DOCUMENT_IDS if name != "corpus-id"),
+        "score": ("relevance", "grade", "rel", "label"),
+    },
+    {3: ("query-id", "corpus-id", "score"), 4: ("query-id", "iteration", "corpus-id", "score")},
+    '{"query-id": ..., "corpus-id": ..., "score": ...}',
+    only_ids=True,
+)
+_GRADE = re.compile(r"\s*([+-]?\d+)(?:\.0*)?\s*")
 _MISSING = object()
 _DEV = ("validation", "valid", "val", "dev")
 _INT32 = range(-(2**31), 2**31)
@@ -65,68 +84,6 @@ class Source:
     warnings: tuple[str, ...] = ()
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line) for each line that is not blank; ``.gz`` files are decompressed.
-
-    Only line feeds end a line, because texts may contain other line breaks. A byte order mark is dropped: otherwise it
-    would become part of the first id.
-    """
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line = raw.removeprefix(_BOM) if number == 1 else raw
-                if line.strip():
-                    yield number, line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, line {number}: not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}); "
-            "convert the file to UTF-8."
-        ) from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}, after line {number}: not a whole gzip file ({error}); download it again.") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
-
-
-def read_objects(path: Path, wanted: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, JSON object) for each line; `wanted` describes a line in error messages."""
-    for number, line in read_lines(path):
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}); expected {wanted}.") from error
-        if not isinstance(record, dict):
-            kind = type(record).__name__
-            raise UserError(f"{path}, line {number}: a JSON {kind}, not an object; expected {wanted}.")
-        yield number, record
-
-
-def read_records(
-    path: Path, what: str, required: Sequence[str], optional: Sequence[str] = ()
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, JSON object) for a file whose objects have known keys.
-
-    Args:
-        path: The file, with at least one object.
-        what: Noun for one object in error messages.
-        required: Keys that every object has, not null.
-        optional: Keys that an object may have.
-    """
-    keys, is_empty = [*required, *optional], True
-    for number, record in read_objects(path, f"one JSON object per {what}"):
-        is_empty, where = False, f"{path}, line {number}"
-        for key in record:
-            if key not in keys:
-                raise UserError(f"{where}: {unknown('key', key, keys)}")
-        for key in required:
-            if record.get(key) is None:
-                raise UserError(f"{where}: no {key!r}; every {what} has {', '.join(required)}.")
-        yield number, record
-    if is_empty:
-        raise UserError(f"{path} has no lines; expected one JSON object per {what}, with {', '.join(required)}.")
-
-
 def document_of(record: Mapping[str, Any], where: str, place: int) -> Document:
     """Check a document record with _id, text and optionally title; other keys are its fields.
 
@@ -162,8 +119,10 @@ def query_of(record: Mapping[str, Any], where: str, place: int) -> Query:
 def id_of(value: object, name: str, where: str, place: int, record: Mapping[str, Any] | None = None) -> str:
     """Check an id and return it as a string; an integer is converted."""
     if isinstance(value, str) and value:
+        if "\0" in value:  # which ends a string in the libraries that measure
+            raise UserError(f"{where} {place}: {name!r} is {_shown(value)}, with a NUL character; remove it.")
         return text_of(value, name, where, place)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return str(value)
     if value is _MISSING:
         fields = f" (fields: {_names(record)})" if record is not None else ""
@@ -171,43 +130,69 @@ def id_of(value: object, name: str, where: str, place: int, record: Mapping[str,
     raise UserError(f"{where} {place}: {name!r} is {_shown(value)}; expected a non-empty string or an integer.")
 
 
-def text_of(value: object, name: str, where: str, place: int) -> str:
+def text_of(value: object, name: str, where: str, place: int | str) -> str:
     """Check that a value is a string that can be encoded as UTF-8."""
     if not isinstance(value, str):
         raise UserError(f"{where} {place}: {name!r} is {_shown(value)}; expected a string.")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{where} {place}: {name!r} holds half a character ({value[error.start]!a}, a lone "
-                "surrogate), which is not text; write the file again as UTF-8."
-            ) from error
+    if problem := not_utf8(value):
+        raise UserError(f"{where} {place}: {name!r} {problem}; give it as UTF-8.")
     return value
 
 
-def judgment_of(query_id: object, document_id: object, relevance: object, where: str, place: int) -> Judgment:
-    """Check a judgment; its grade is a 32-bit integer, also as text or as a float without a fraction."""
-    query, document = id_of(query_id, "query-id", where, place), id_of(document_id, "corpus-id", where, place)
-    grade = None
+def not_utf8(text: str) -> str:
+    """What keeps a string from being encoded as UTF-8; empty for nearly all strings.
+
+    Half of a surrogate pair comes from JSON that was cut; Python puts one in the place of a byte of a file name or an
+    argument that is not UTF-8.
+    """
+    if text.isascii():
+        return ""
     try:
-        if isinstance(relevance, str | int) or (isinstance(relevance, float) and relevance.is_integer()):
-            grade = int(relevance)
-    except ValueError:
-        pass  # refused below
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        if "\udc80" <= half <= "\udcff":
+            return f"is not UTF-8 (byte 0x{ord(half) - 0xDC00:02x} at {error.start})"
+        return f"holds half a character ({half!a}, a lone surrogate), which is not text"
+    return ""
+
+
+def require_utf8(texts: Iterable[str], what: str) -> None:
+    """Raise for the first text that cannot be encoded as UTF-8; `what` is one of them."""
+    for number, text in enumerate(texts, start=1):
+        if problem := not_utf8(text):
+            raise UserError(f"{what} {number} {problem}; give it as UTF-8.")
+
+
+def judgment_of(record: Mapping[str, Any], where: str, place: int) -> Judgment:
+    """Check a judgment with query-id, corpus-id and score, a 32-bit integer, also as text or as a whole float."""
+    query = id_of(_stripped(record.get("query-id", _MISSING)), "query-id", where, place, record)
+    document = id_of(_stripped(record.get("corpus-id", _MISSING)), "corpus-id", where, place, record)
+    grade, score = None, record.get("score", _MISSING)
+    if score is _MISSING:
+        raise UserError(f"{where} {place}: 'score' is missing (fields: {_names(record)}); give every pair a grade.")
+    if isinstance(score, str) and (whole := _GRADE.fullmatch(score)):
+        grade = int(whole[1])
+    elif isinstance(score, numbers.Real) and (number := float(score)).is_integer():
+        grade = int(number)
     if grade is None or grade not in _INT32:
-        problem = f"the score {relevance!r} is not an integer"
+        problem = f"the score {score!r} is not an integer"
         raise UserError(f"{where} {place}: {problem}; expected a relevance grade such as 0, 1 or 2.")
     return Judgment(place, query, document, grade)
 
 
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
 def split_name(given: str) -> str:
-    """The name of a split in this package: 'validation', 'valid' and 'val' become 'dev'."""
-    return "dev" if given.lower() in _DEV else given
+    """The name of a split in this package: 'validation', 'valid' and 'val' become 'dev', and 'TEST' becomes 'test'."""
+    lower = given.lower()
+    return "dev" if lower in _DEV else lower if lower in ("train", "test") else given
 
 
 def _names(record: Mapping[str, Any]) -> str:
-    return ", ".join(map(repr, record)) or "none"
+    return sample_of(record, 8) or "none"
 
 
 def _shown(value: object) -> str:

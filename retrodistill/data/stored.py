@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder, read_json, write_json
+from retrodistill.core.runtime import bar
 from retrodistill.data.collection import JUDGMENT_SCHEMA, Collection, Qrels, check_parts, full_text
 from retrodistill.data.fields import FieldWriter
 from retrodistill.data.records import Document, Query, Source
@@ -60,12 +61,13 @@ def write(folder: Path, source: Source) -> None:
             fields.append(row.fields, row.place)
             yield row.id, row.title, row.body, full_text(row.title, row.body)
 
-    write_table(folder / "documents.arrow", DOCUMENT_SCHEMA, row_batches(document_rows(), DOCUMENT_SCHEMA))
+    batches = _counted(row_batches(document_rows(), DOCUMENT_SCHEMA), "documents")
+    write_table(folder / "documents.arrow", DOCUMENT_SCHEMA, batches)
     schema, field_batches, field_warnings = fields.finish()
     if schema.names:
         write_table(folder / _FIELDS_FILE, schema, field_batches)
     query_rows = ((row.id, row.text) for row in source.queries())
-    write_table(folder / "queries.arrow", TEXT_SCHEMA, row_batches(query_rows))
+    write_table(folder / "queries.arrow", TEXT_SCHEMA, _counted(row_batches(query_rows), "queries"))
     documents, queries = open_table(folder / "documents.arrow"), open_table(folder / "queries.arrow")
     _refuse_duplicates(documents, source.documents, source.where.get("documents", "documents, row"))
     _refuse_duplicates(queries, source.queries, source.where.get("queries", "queries, row"))
@@ -125,6 +127,13 @@ def _refuse_duplicates(
     more = f" ({len(twice) - 1} more ids appear twice)" if len(twice) > 1 else ""
     unit = where.rpartition(" ")[2]
     raise UserError(f"{where} {second}: id {twice[0]!r} is already on {unit} {first}{more}; ids must be unique.")
+
+
+def _counted(batches: Iterator[pa.RecordBatch], what: str) -> Iterator[pa.RecordBatch]:
+    with bar(None, f"reading {what}", what) as progress:
+        for batch in batches:
+            yield batch
+            progress.update(batch.num_rows)
 
 
 def write_table(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:

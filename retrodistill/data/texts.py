@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
@@ -13,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrodistill.core.errors import UserError, sample_of
+from retrodistill.data.records import text_of
 
 # 64-bit offsets: a selection from a corpus may exceed the 2 GiB that a `string` array can hold.
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string())])
 BATCH = 4096
+_BATCH_CHARACTERS = 1 << 24  # of a batch of long texts, which has fewer rows
 _MANY = 200_000  # above this many ids, looking some up does not turn all of them into Python strings
 
 
@@ -182,9 +183,29 @@ def spread(texts: Sequence[str], most: int) -> list[str]:
 
 def row_batches(rows: Iterable[tuple[Any, ...]], schema: pa.Schema = SCHEMA) -> Iterator[pa.RecordBatch]:
     """Turn rows, by default (id, text), into record batches of a schema."""
-    rest = iter(rows)
-    while batch := list(itertools.islice(rest, BATCH)):
-        yield pa.record_batch([list(column) for column in zip(*batch, strict=True)], schema=schema)
+    batch: list[tuple[Any, ...]] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += sum(len(value) for value in row if isinstance(value, str))
+        if len(batch) == BATCH or characters >= _BATCH_CHARACTERS:
+            yield _record_batch(batch, schema)
+            batch, characters = [], 0
+    if batch:
+        yield _record_batch(batch, schema)
+
+
+def _record_batch(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:
+    try:
+        return pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=schema)
+    except (pa.ArrowException, TypeError, UnicodeEncodeError):
+        for id_, *_rest in rows:
+            text_of(id_, "id", "text", repr(id_))
+        for id_, *texts in rows:
+            for column, text in zip(list(schema)[1:], texts, strict=True):
+                if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                    text_of(text, column.name, "text", repr(id_))
+        raise
 
 
 def duplicates(ids: pa.ChunkedArray) -> list[str]:
@@ -195,22 +216,36 @@ def duplicates(ids: pa.ChunkedArray) -> list[str]:
     return counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
 
 
-def column_digest(arrays: Iterable[pa.Array]) -> str:
+class ColumnDigest:
     """Digest of a column of strings, 32 hexadecimal digits; independent of how the column is split into arrays.
 
     Lengths and bytes are hashed separately and directly from Arrow's buffers, without creating Python strings.
     """
-    lengths, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    for piece in arrays:
-        if len(piece) == 0:
-            continue
-        array = piece.cast(pa.large_string())
-        is_null = array.is_null().to_numpy(zero_copy_only=False)
-        filled = pc.fill_null(array, "")
-        offsets = np.frombuffer(filled.buffers()[1], np.int64)[filled.offset : filled.offset + len(filled) + 1]
-        lengths.update(np.where(is_null, -1, np.diff(offsets)).tobytes())  # null differs from ''
-        content.update(memoryview(filled.buffers()[2] or b"")[offsets[0] : offsets[-1]])
-    return hashlib.blake2b(lengths.digest() + content.digest(), digest_size=16).hexdigest()
+
+    def __init__(self) -> None:
+        self._lengths, self._content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+
+    def update(self, arrays: Iterable[pa.Array]) -> ColumnDigest:
+        """Add the next arrays of the column."""
+        for piece in arrays:
+            if len(piece) == 0:
+                continue
+            array = piece.cast(pa.large_string())
+            is_null = array.is_null().to_numpy(zero_copy_only=False)
+            filled = pc.fill_null(array, "")
+            offsets = np.frombuffer(filled.buffers()[1], np.int64)[filled.offset : filled.offset + len(filled) + 1]
+            self._lengths.update(np.where(is_null, -1, np.diff(offsets)).tobytes())  # null differs from ''
+            self._content.update(memoryview(filled.buffers()[2] or b"")[offsets[0] : offsets[-1]])
+        return self
+
+    def hexdigest(self) -> str:
+        """The digest of what was added so far."""
+        return hashlib.blake2b(self._lengths.digest() + self._content.digest(), digest_size=16).hexdigest()
+
+
+def column_digest(arrays: Iterable[pa.Array]) -> str:
+    """The `ColumnDigest` of a whole column."""
+    return ColumnDigest().update(arrays).hexdigest()
 
 
 def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:

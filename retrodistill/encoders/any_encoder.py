@@ -63,7 +63,7 @@ def load_encoder(source: Any, kinds: Sequence[str] = _KINDS) -> Any:
 def _load_name(name: ModelName) -> TextModel:
     if name.kind in _OPENERS:
         return _OPENERS[name.kind](name.name)
-    (wrapper, load), folder = _LOADERS[name.kind], Path(split_exit(name.name)[0])
+    (wrapper, load), folder = _LOADERS[name.kind], Path(split_exit(name.name)[0]).expanduser()
     manifest = Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).exists() else None
     encoder = wrapper(load(name.name), str(name), manifest)
     if name.kind == "static" and not encoder.is_static:

@@ -18,10 +18,12 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.core.settings import Settings
 from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection
+from retrodistill.data.records import require_utf8
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.modules import weights_digest
 from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.precision import fastest_precision
+from retrodistill.encoders.remote_code import code_of
 from retrodistill.encoders.vectors import check_dimensions
 
 Role = Literal["query", "document"]
@@ -168,6 +170,7 @@ class TextModel:
 
     def _run(self, texts: Sequence[str], role: Role, batch_size: int | None, **options: Any) -> list[Any]:
         """Encode each text with the model itself; `options` select the form of a result."""
+        require_utf8(texts, role)
         prompt, device = self.prompt(role), self.model.device
         encoding = self.encoding if batch_size is None else self.encoding.model_copy(update={"batch_size": batch_size})
         bytes_of = [len(prompt.encode()) + len(text.encode()) for text in texts]
@@ -236,6 +239,11 @@ class TextModel:
             "dimension": self.dimension,
         }
         return contract if self.truncation is None else {**contract, "truncation": self.truncation}
+
+    @cached_property
+    def code(self) -> dict[str, Any]:
+        """Digests of the code that the model brings, for manifests; empty for most models."""
+        return code_of(self.model)
 
     @cached_property
     def document_space(self) -> str:

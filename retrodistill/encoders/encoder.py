@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from retrodistill.data.records import require_utf8
 from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.vectors import normalized
 from retrodistill.encoders.words import WordTable
@@ -66,6 +67,7 @@ class Encoder(TextModel):
         """
         import torch
 
+        require_utf8(texts, role)
         prompt, table = self.prompt(role), self.model[0].embedding.weight.detach()
 
         def encode(start: int) -> np.ndarray:

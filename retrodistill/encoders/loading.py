@@ -14,6 +14,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest, read_json
 from retrodistill.encoders.modules import exit_model, keep_first_layers
 from retrodistill.encoders.names import split_exit
+from retrodistill.encoders.remote_code import copied_from, files_of, not_trusted, remember_code, trusted_as
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
@@ -107,9 +108,20 @@ def _load(name: str, class_name: str, fits: Callable[[str], bool] | None = None,
         # sentence-transformers would add a random projection or vocabulary without a word
         if fits is not None and not fits(place):
             raise UserError(f"model {name} is not {why}; train a student from it, or name it 'dense:{name}'.")
-        trust = {} if class_name == "SentenceTransformer" else {"trust_remote_code": _needs_own_modules(place)}
+        allowed = trusted_as(name)
+        if allowed is None and Path(place).is_dir():
+            allowed = copied_from(Path(place), _own_code(place))
+        trust = allowed is not None or (class_name != "SentenceTransformer" and _needs_own_modules(place))
         kind = getattr(sentence_transformers, class_name)
-        return kind(place, device=device(), model_kwargs={"dtype": torch.float32}, **trust, **options)
+        settings = {"device": device(), "model_kwargs": {"dtype": torch.float32}, "trust_remote_code": trust}
+        try:
+            model = kind(place, **settings, **options)
+        except ValueError as error:
+            code = [] if trust or "trust_remote_code" not in str(error) else _own_code(place)
+            raise not_trusted(name, files_of(code)) if code else error from error
+        if allowed is not None:
+            remember_code(model, allowed)
+        return model
 
     return _load_from(name, load, "is not a sentence-transformers model")
 
@@ -170,12 +182,32 @@ def _model_file(place: str, name: str) -> Any:
 
 def _needs_own_modules(place: str) -> bool:
     """Whether a model needs only this package's modules, so that trusting it runs no code from its folder."""
+    return not set(_OWN_MODULES).isdisjoint(_foreign_modules(place)) and not _own_code(place)
+
+
+def _foreign_modules(place: str) -> list[str]:
+    """Dotted names of a model's modules that are not sentence-transformers' own."""
     types = [str(module.get("type")) for module in _model_file(place, "modules.json") or []]
-    types += [str(kind) for kind in (_model_file(place, "router_config.json") or {}).get("types", {}).values()]
-    others = {kind for kind in types if not kind.startswith("sentence_transformers.")}
-    if not others or not others <= set(_OWN_MODULES):
-        return False
-    return not any("auto_map" in (_model_file(place, name) or {}) for name in ("config.json", "tokenizer_config.json"))
+    for folder in _module_folders(place):
+        router = _model_file(place, f"{folder}router_config.json") or {}
+        types += [str(kind) for kind in router.get("types", {}).values()]
+    return [kind for kind in types if not kind.startswith("sentence_transformers.")]
+
+
+def _module_folders(place: str) -> list[str]:
+    """The folders of a model's modules, its own among them, as prefixes of file names."""
+    paths = [str(module.get("path") or "") for module in _model_file(place, "modules.json") or []]
+    return list(dict.fromkeys(f"{path}/" if path else "" for path in ["", *paths]))
+
+
+def _own_code(place: str) -> list[str]:
+    """Dotted names of the classes whose code a model brings."""
+    classes = [kind for kind in _foreign_modules(place) if kind not in _OWN_MODULES]
+    for folder in _module_folders(place):
+        for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+            for value in ((_model_file(place, f"{folder}{name}") or {}).get("auto_map") or {}).values():
+                classes += [each for each in (value if isinstance(value, list) else [value]) if each]
+    return classes
 
 
 def _is_multi_vector(place: str) -> bool:

@@ -14,6 +14,7 @@ from scipy.sparse import csr_array, vstack
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
+from retrodistill.data.records import require_utf8
 from retrodistill.encoders.contract import Role, TextModel
 
 _TOKENIZER, _WEIGHTS = "query-tokenizer.json", "query-weights.npy"
@@ -108,6 +109,7 @@ class TokenWeights:
 
     def encode(self, texts: Sequence[str], role: str = "query", *, batch_size: int = 0) -> csr_array:
         """(n, vocabulary) float32, equal to the model's values; tokens of weight zero are left out."""
+        require_utf8(texts, role)
         encodings = self.tokenizer.encode_batch([self.prompt + text for text in texts], add_special_tokens=False)
         kept = [self._kept(encoding.ids) for encoding in encodings]
         bounds = np.concatenate([[0], np.cumsum([len(tokens) for tokens in kept])])

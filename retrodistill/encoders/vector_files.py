@@ -24,7 +24,8 @@ from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.settings import Settings
 from retrodistill.core.stores import KeyIndex, text_keys
 from retrodistill.data.collection import Collection
-from retrodistill.data.records import read_objects
+from retrodistill.data.records import not_utf8
+from retrodistill.data.tables import read_lines, read_objects
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder
@@ -161,9 +162,9 @@ def _read_array(file: Path) -> _Rows:
         raise UserError(f"{file} has {vectors.dtype} of shape {vectors.shape}; give numbers of shape (n, d).")
     if not id_file.is_file():
         raise UserError(f"{file} has no ids: put them in {id_file.name} in the same folder, one id per line.")
-    with _readable(id_file, "UTF-8"):
-        lines = id_file.read_text(encoding="utf-8").splitlines()
-    ids = [_id(id_, f"{id_file}, line {line}") for line, id_ in enumerate(lines, start=1)]
+    lines = dict(read_lines(id_file))  # without blank lines, which are ids that are missing
+    numbers = range(1, max(lines, default=0) + 1)
+    ids = [_id(lines.get(number, ""), f"{id_file}, line {number}") for number in numbers]
     if len(ids) != len(vectors):
         raise UserError(f"{id_file} has {len(ids)} ids for {len(vectors)} vectors; give one per line, in their order.")
     return ids, vectors.astype(np.float32, copy=False), []
@@ -182,6 +183,8 @@ def _id(value: Any, place: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{place}: the id is {value!r}; give an integer or a string that is not empty.")
+    if problem := not_utf8(value):
+        raise UserError(f"{place}: the id {problem}; give it as UTF-8.")
     return value
 
 

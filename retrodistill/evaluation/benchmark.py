@@ -14,7 +14,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import write_json
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, load_collection
-from retrodistill.data.beir import FORUMS, load_folder
+from retrodistill.data.beir import FORUMS, is_collection, load_folder
 from retrodistill.data.parents import PassageSettings
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
 from retrodistill.evaluation.systems import System, named_systems
@@ -85,14 +85,14 @@ def benchmark(
             raise UserError(f"two collections are named {collection.name}; rename the folder of one.")
         if len(listed) > 1:
             log(f"{collection.name} ({number} of {len(listed)})")
-        folder = None if out is None else Path(out) / collection.name
+        folder = None if out is None else Path(out).expanduser() / collection.name
         cost = None if config.cost is None else replace(config.cost, place=source.place)
         evaluation = evaluate(named, collection, replace(config, cost=cost), folder, loaded)
         evaluations.append(evaluation if len(listed) == 1 else evaluation.without_runs())
         rows.append(source.row or collection.name)
     whole = Benchmark(evaluations, rows)
     if out is not None:
-        write_json(Path(out) / "benchmark.json", whole.to_json())
+        write_json(Path(out).expanduser() / "benchmark.json", whole.to_json())
     return whole
 
 
@@ -129,19 +129,17 @@ def sources(given: Iterable[Collection | str | Path]) -> list[Source]:
         elif source in (f"beir/{CQADUPSTACK}", f"ir_datasets:beir/{CQADUPSTACK}"):
             places = [f"{source}/{forum}" for forum in FORUMS]
             listed += [Source(partial(load_collection, place), place, CQADUPSTACK) for place in places]
-        elif Path(source).name == CQADUPSTACK and Path(source).is_dir() and not _is_corpus(Path(source)):
-            lacking = [forum for forum in FORUMS if not _is_corpus(Path(source, forum))]
+        elif (
+            (folder := Path(source).expanduser()).name == CQADUPSTACK and folder.is_dir() and not is_collection(folder)
+        ):
+            lacking = [forum for forum in FORUMS if not is_collection(folder / forum)]
             if lacking:
                 raise UserError(
-                    f"{Path(source)} lacks {', '.join(lacking)} of CQADupStack's {len(FORUMS)} forums; its row is the "
+                    f"{folder} lacks {', '.join(lacking)} of CQADupStack's {len(FORUMS)} forums; its row is the "
                     "mean of all: add them, or name the folders of single forums."
                 )
-            folders = [(Path(source, forum), f"{CQADUPSTACK}-{forum}") for forum in FORUMS]
+            folders = [(folder / forum, f"{CQADUPSTACK}-{forum}") for forum in FORUMS]
             listed += [Source(partial(load_folder, place, name), str(place), CQADUPSTACK) for place, name in folders]
         else:
             listed.append(Source(partial(load_collection, source), str(source)))
     return listed
-
-
-def _is_corpus(folder: Path) -> bool:
-    return any(folder.glob("corpus.jsonl*"))

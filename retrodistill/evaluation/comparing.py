@@ -168,13 +168,13 @@ def compare_named(
 
 def _home(name: str) -> tuple[Path, str | None] | None:
     """The evaluated folder that a name begins with, and the system after the colon; None for anything else."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         is_index = (path / FILE_NAME).is_file() and read_json(path / FILE_NAME).get("artifact") == "index"
         return None if is_index else (path, None)
     parts = name.split(":")
     for at in range(1, len(parts)):  # names of systems contain colons too
-        folder = Path(":".join(parts[:at]))
+        folder = Path(":".join(parts[:at])).expanduser()
         if (folder / PER_QUERY).is_file():
             return folder, ":".join(parts[at:])
     return None

@@ -283,7 +283,9 @@ def peak_memory(
     """
     task = {"system": system, "collection": collection, "queries": queries, "threads": threads, "passages": passages}
     command = [sys.executable, "-c", "from retrodistill.evaluation.cost import write_peak; write_peak()"]
-    done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(task), capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         log(f"{system}: its memory was not measured ({reason[:120]})")

@@ -130,7 +130,7 @@ def evaluate(
     check_file_names(named)
     threads = None if config.cost is None else config.cost.threads
     settings = {"split": task.split, "measures": config.columns, "depth": config.depth, "cost": threads}
-    folder = Folder(Path(out), Manifest("evaluation", {"collection": collection.fingerprint}, settings))
+    folder = Folder(Path(out).expanduser(), Manifest("evaluation", {"collection": collection.fingerprint}, settings))
     with exclusive(folder.path / ".lock"):
         measured = {**folder.before(named), **evaluate_systems(candidates, task, config, folder)}
         whole = _evaluation(measured, candidates, task, config, notes)

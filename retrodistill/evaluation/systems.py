@@ -256,7 +256,7 @@ def check_file_names(names: Iterable[str]) -> None:
 
 def read_folder(folder: str | Path) -> dict[str, Measured]:
     """The judged systems of an evaluated folder, by name; a UserError if a file is missing or invalid."""
-    place, tables = Path(folder), read_per_query(folder)
+    place, tables = Path(folder).expanduser(), read_per_query(folder)
     content = Results.from_json(read_json(place / "results.json"))
     measured = {}
     for name, table in tables.items():
@@ -272,7 +272,7 @@ def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
 
     A missing or invalid file is a UserError, which lists the evaluated folders below, if there are any.
     """
-    path = Path(folder) / PER_QUERY
+    path = Path(folder).expanduser() / PER_QUERY
     if not path.is_file():
         below = sorted(str(file.parent) for file in Path(folder).glob(f"*/{PER_QUERY}"))
         hint = f"; choose one of its collections: {', '.join(below)}" if below else ""

@@ -64,7 +64,7 @@ class ParquetStore(VectorStore):
     @classmethod
     def open(cls, place: str, settings: ParquetSettings | None = None, *, create: bool = False) -> ParquetStore:
         """Open a folder; refuses one without an export unless `create` is true."""
-        store = cls(Path(place), settings)
+        store = cls(Path(place).expanduser(), settings)
         if not create and not (store.folder / FILE_NAME).is_file():
             raise UserError(
                 f"no Parquet export {place!r} (no {FILE_NAME} in it); write one with 'retrodistill export'."

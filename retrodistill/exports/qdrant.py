@@ -328,6 +328,7 @@ def _library() -> Any:
 def _connect(place: str, *, create: bool) -> QdrantClient:
     library = _library()
     is_server = place.startswith(("http://", "https://"))
+    place = place if is_server else str(Path(place).expanduser())
     if not is_server and create:
         check_replaceable(place, _EMBEDDED)
     elif not is_server and not (Path(place) / _EMBEDDED).is_file():

@@ -298,6 +298,9 @@ class Index(Ranker):
             }
             if self.parents is not None:
                 about["passages"] = self.parents.settings.model_dump()
+            encoders = [each for each in (self.queries, self._documents) if each is not None and each.has_model]
+            if code := {encoder.name: encoder.code for encoder in encoders if encoder.code}:
+                about["code"] = code
             if self.build_seconds is not None:
                 about["build_seconds"] = round(self.build_seconds, 3)
             inputs = {"space": self.space.fingerprint, **checksums}
@@ -310,7 +313,7 @@ class Index(Ranker):
         `memory_map` leaves vectors, codes or postings on disk; None does so for token vectors only. No index or one of
         another kind, a missing or damaged file, and a query encoder of another space are a `UserError`.
         """
-        stored = _open(Path(folder), cls.index_kind)
+        stored = _open(Path(folder).expanduser(), cls.index_kind)
         index = cls._read(stored, memory_map)
         index._set_queries(cls._load_queries(stored, queries))
         index._queries_by = stored.about["queries_by"] if queries is None else None

@@ -210,7 +210,7 @@ def load_index(
         if parameters:
             raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an exported store.")
         return open_store(str(folder), queries)
-    kind = get_kind(read_index_manifest(Path(folder)).settings["kind"])
+    kind = get_kind(read_index_manifest(Path(folder).expanduser()).settings["kind"])
     if not parameters:
         return kind.load(folder, queries, memory_map=memory_map or None)
     if "parameters" not in kind.options:

@@ -13,6 +13,7 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection
+from retrodistill.data.records import require_utf8
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName, cannot_search
 from retrodistill.rankers.corpus import CorpusScores
@@ -207,13 +208,15 @@ def as_queries(queries: Queries) -> Texts:
         for id_, text in pairs:
             if not isinstance(text, str):
                 raise UserError(f"query {id_!r} is {type(text).__name__}; give texts, or a mapping of ids to texts.")
+        require_utf8((text for _, text in pairs), "query")
         queries = Texts.from_pairs((str(id_), text) for id_, text in pairs)
     check_queries(queries.texts)
     return queries
 
 
 def check_queries(texts: Sequence[str]) -> None:
-    """Reject empty queries; the error names the first."""
+    """Reject empty queries and those that are not UTF-8; the error names the first."""
+    require_utf8(texts, "query")
     empty = [row for row, text in enumerate(texts) if not text.strip()]
     if empty:
         raise UserError(f"query {empty[0] + 1} of {len(texts)} is empty; a query needs at least one word.")

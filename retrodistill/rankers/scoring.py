@@ -59,5 +59,5 @@ def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list
     """Load all teachers before the first one works, so that a wrong name fails before hours of scoring."""
     if isinstance(teachers, str):
         raise UserError(f"teachers={teachers!r}: give a list, e.g. [{teachers!r}].")
-    root = None if store is None else Path(store)
+    root = None if store is None else Path(store).expanduser()
     return [load_ranker(teacher, root, needs="score") for teacher in teachers]

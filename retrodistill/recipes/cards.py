@@ -86,7 +86,8 @@ def write_student_card(
         hardware=written.get("hardware", {}),
         notes=about.get("notes", []),
         base_model=hub_name(start),
-        own_modules=any(not str(module.get("type")).startswith("sentence_transformers.") for module in modules),
+        own_modules=any(not str(module.get("type")).startswith("sentence_transformers.") for module in modules)
+        or "code" in about,
         sparsity=about.get("sparsity"),
         passages=None if parents is None else f"{parents.settings.words},{parents.settings.overlap}",
         source=published(collection) if collection else "",

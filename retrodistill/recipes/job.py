@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
+
+import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import processes
@@ -21,10 +23,12 @@ from retrodistill.data.conversations import (
     with_rewrites,
 )
 from retrodistill.data.leaks import ExcludedQueries, without_leaks
+from retrodistill.data.sentences import document_texts, sample_sentences, title_texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.lengths import length_warning, warn_of_length
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.remote_code import require_trusted
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
@@ -132,6 +136,7 @@ class Job:
 def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     """Load and check everything that a recipe names; nothing is written, and what does not fit is a `UserError`."""
     lexical = BM25Ranker(recipe.bm25 or "")
+    require_trusted(recipe.trust_remote_code, f"recipe {recipe.name}")
     collection, train, test, rewrites, notes = _queries(recipe)
     bm25 = lexical.of(collection)
     if warning := bm25.warning(collection):
@@ -148,7 +153,8 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     for encoder in encoders.values():
         warn_of_length(encoder, collection)
         notes += filter(None, [length_warning(encoder, collection)])
-    job = Job(recipe, Path(out), collection, train, test, rewrites, notes, space, bm25, teacher, ensemble, teachers)
+    folder = Path(out).expanduser()
+    job = Job(recipe, folder, collection, train, test, rewrites, notes, space, bm25, teacher, ensemble, teachers)
     _check(job)
     return job
 
@@ -185,10 +191,8 @@ def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, li
     elif recipe.rewrites:
         rewrites = load_rewrites(recipe.rewrites)
         notes.append(check_rewrites(rewrites, collection.queries, recipe.rewrites))
-    test = _test_queries(collection, split.test)
-    train, warning = training_queries(collection, split.train, ExcludedQueries(test, split.leaks))
-    if warning:
-        notes.insert(0, warning)
+    collection, train, test, held_out = _training_and_test(recipe, collection)
+    notes = [*held_out, *notes]
     if rewrites is not None:
         # Test queries must not be trained on through their rewrites, no matter who gets these.
         excluded = ExcludedQueries(with_rewrites(test, rewrites), split.leaks)
@@ -201,18 +205,34 @@ def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, li
     if recipe.conversations and recipe.conversations.teacher == "raw":
         rewrites = None
         notes.append("as a control, teachers got the conversations as the students do, not the rewrites.")
-    if not collection.qrels:
-        notes = [
-            f"{collection.name} has no relevance judgments, so quality is not measured; agreement and cost are "
-            f"measured on {len(test)} of its {len(collection.queries)} queries, which were held out from training."
-        ]
     return collection, train, test, rewrites, [*collection.warnings, *filter(None, [passages_note(collection)]), *notes]
 
 
+def _training_and_test(recipe: Recipe, collection: Collection) -> tuple[Collection, Texts, Texts, list[str]]:
+    """The collection, with texts of documents as queries if it has none; training queries, test queries, and notes."""
+    split, given = recipe.split, collection
+    if not len(given.queries):
+        collection = replace(given, queries=_made_queries(given, recipe.seed))
+    test = _test_queries(collection, split.test) if len(given.queries) else collection.queries
+    train, warning = training_queries(given, split.train, ExcludedQueries(test, split.leaks))
+    if collection.qrels:
+        return collection, train, test, [warning] if warning else []
+    lacks, which = "relevance judgments", f"of its {len(given.queries)} queries"
+    if not len(given.queries):
+        lacks, which = "queries", "texts of its documents"
+    note = (
+        f"{collection.name} has no {lacks}, so quality is not measured; agreement and cost are measured on {len(test)} "
+        f"{which}, which were held out from training."
+    )
+    return collection, train, test, [note]
+
+
 def _conversations(recipe: Recipe, settings: ConversationSettings, collection: Collection) -> Conversations:
-    test = _test_queries(collection, recipe.split.test)
     if settings.path != MADE:
         return load_conversations(settings.path, history=settings.history, responses=settings.responses)
+    if not len(collection.queries):
+        raise UserError("conversations: made chains queries, and there are none; give a JSONL of turns.")
+    test = _test_queries(collection, recipe.split.test)
     train, _ = training_queries(collection, recipe.split.train, ExcludedQueries(test, recipe.split.leaks))
     if not len(train):
         raise UserError("conversations: made chains training queries, and there are none; give a JSONL of turns.")
@@ -228,6 +248,19 @@ def _test_queries(collection: Collection, split: str) -> Texts:
         return queries
     queries = collection.split("all")
     return queries.select(spread_out(queries.ids, min(_HELD_OUT, max(1, len(queries) // 5))))
+
+
+def _made_queries(collection: Collection, seed: int) -> Texts:
+    """One text of each of some documents, in the place of test queries: a sentence, or the title, or the whole."""
+    count = len(collection.documents)
+    rows = np.unique(np.linspace(0, count - 1, min(_HELD_OUT, max(1, count // 5)), dtype=np.int64))
+    for texts in (sample_sentences(collection, 1, seed, rows), title_texts(collection, rows)):
+        if len(texts):
+            return texts
+    texts = document_texts(collection, rows)
+    if not len(texts):
+        raise UserError(f"{collection.name} has no queries, and its documents have no text; add queries.jsonl.")
+    return texts
 
 
 def _teacher(teachers: StageTeachers, named: list[TeacherSettings]) -> Ranker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from importlib import resources
@@ -13,6 +14,7 @@ import yaml
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.settings import validated
+from retrodistill.data.records import not_utf8
 from retrodistill.encoders.loading import PACKAGED_NAME
 from retrodistill.recipes.settings import Recipe
 from retrodistill.training.settings import CURRENT_STUDENT
@@ -26,7 +28,7 @@ def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     Raises:
         UserError: Missing file, not YAML, an unknown key (the nearest is named), or a value that does not fit.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else recipe_text(source))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -35,6 +37,8 @@ def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
         raise UserError(f"{source} is not a recipe: it needs keys such as name, collection, students.")
     for change in overrides:
         override(content, change)
+    if problem := not_utf8(json.dumps(content, ensure_ascii=False, default=str)):
+        raise UserError(f"{source} or an override {problem}; give it as UTF-8.")
     return parse_recipe(content, str(source))
 
 

@@ -160,7 +160,7 @@ def _left_in_container() -> list[int]:
     left = []
     for files in _CGROUPS:
         try:
-            limit, used, stat = (Path(file).read_text().split() for file in files)
+            limit, used, stat = (Path(file).read_text(encoding="utf-8").split() for file in files)
             of = dict(zip(stat[::2], map(int, stat[1::2]), strict=True))
             # pages of files count as used, but the system drops them before it runs out of memory
             dropped = of.get("total_inactive_file", of.get("inactive_file", 0))

@@ -165,6 +165,9 @@ class Recipe(Settings):
     """Limits on what models behind an API cost."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """How systems are measured."""
+    trust_remote_code: list[str] = Field(default_factory=list)
+    """Models that bring their own code, which the recipe needs. This is a statement: whoever runs the recipe has to
+    allow each of them by name, with the option `--trust-remote-code NAME`, in Python, or by an environment variable."""
     seed: int = 0
     """Seed of all random draws."""
 

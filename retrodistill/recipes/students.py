@@ -17,6 +17,7 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import barrier, is_main, log, release_freed_memory
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.remote_code import code_of
 from retrodistill.evaluation.results import Role
 from retrodistill.recipes.pace import remember_pace
 from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage, space_of
@@ -219,6 +220,8 @@ class _Training:
         if settings.documents == "frozen":
             # A student that encodes its own documents searches its own space, which is known only once it is saved.
             record = {**record, "query_space": space_of(self._data).document_space}
+        if code := code_of(model):
+            record = {**record, "code": code}
         described, notes = kind.describe(as_student(model), self._data)
         if described:
             record = {**record, **described, "notes": [*record.get("notes", []), *notes]}

@@ -80,7 +80,7 @@ class Facts:
     hardware: dict[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     base_model: str | None = None  # on the Hugging Face hub; None for a folder, or if unknown
-    own_modules: bool = False  # whether its folder has modules of this package, which need `trust_remote_code`
+    own_modules: bool = False  # whether its folder has modules of this package or code, which need `trust_remote_code`
     sparsity: dict[str, float] | None = None  # of sparse students: mean terms per text and products per pair
     passages: str | None = None  # as ``WORDS,OVERLAP``, if it learned from passages of its documents
     source: str = ""  # what `load_collection` takes for the collection (see `published`); a placeholder by default

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file
-from retrodistill.data.records import read_lines
+from retrodistill.data.tables import read_lines
 from retrodistill.runs.run import Run, id_codes
 
 _TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")
@@ -45,7 +45,7 @@ def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_em
         UserError: The file is missing, malformed (the message names the line) or empty, has an unknown extension, or
             contains a NaN or infinite score or a pair twice.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"no run file {path}; give a .run, .trec, .parquet or .jsonl file.")
     form = _format_of(path)
@@ -67,7 +67,7 @@ def write_run(run: Run, path: str | os.PathLike[str]) -> None:
     TREC and JSONL store scores exactly (the shortest text that reads back as the same number). An unknown extension, an
     id with a space in TREC, or a folder that is not writable is a `UserError`.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     form = _format_of(path)
     with atomic_file(path) as temporary:
         form.write(run.ranked(), temporary, path.suffix == ".gz")

@@ -314,7 +314,7 @@ def _as_ids(values: _Ids, name: str) -> pa.Array:
     try:
         array = _one_chunk(values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(list(values)))
         array = array.cast(_IDS) if pa.types.is_dictionary(array.type) else array.cast(pa.string()).dictionary_encode()
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, TypeError, UnicodeEncodeError) as error:
         raise UserError(f"run {name}: ids must be strings ({str(error).splitlines()[0]}).") from error
     if array.null_count or array.dictionary.null_count:
         raise UserError(f"run {name}: {array.cast(pa.string()).null_count} ids are missing; every row needs both ids.")

@@ -204,15 +204,15 @@ def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str])
 
 def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
     """Load a student of any kind from its sentence-transformers folder; another folder or class is a UserError."""
-    path = Path(folder) / "config_sentence_transformers.json"
+    path = Path(folder).expanduser() / "config_sentence_transformers.json"
     # Folders of old versions of the library do not name their class.
     library_class = read_json(path).get("model_type", "SentenceTransformer") if path.exists() else "SentenceTransformer"
     kinds = {kind.library_class: kind for kind in all_kinds()}  # the most general kind of each class
     if library_class not in kinds:
         raise unknown("class of student", library_class, kinds)
     with quiet_libraries():
-        student: AnyStudent = kinds[library_class].load(str(Path(folder)))
+        student: AnyStudent = kinds[library_class].load(str(path.parent))
     kind = kind_of(student.model)
     if kind.written:
-        student.name = f"{kind.name}:{Path(folder)}"
+        student.name = f"{kind.name}:{path.parent}"
     return student

@@ -355,7 +355,7 @@ def _last_complete_checkpoint(folder: Path) -> str | None:
     complete: list[tuple[int, Path]] = []
     for checkpoint in folder.glob("checkpoint-*"):
         try:  # the trainer writes its state last
-            json.loads((checkpoint / "trainer_state.json").read_text())
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
             complete.append((int(checkpoint.name.split("-")[1]), checkpoint))
         except (OSError, ValueError):
             shutil.rmtree(checkpoint, ignore_errors=True)

@@ -41,7 +41,7 @@ class TestLoading:
     def test_second_load_opens_the_cache_and_reads_no_line(self, make_folder, monkeypatch):
         folder = make_folder()
         first = load_folder(folder)
-        monkeypatch.setattr("retrodistill.data.beir.read_lines", None)
+        monkeypatch.setattr("retrodistill.data.tables.read_lines", None)
         second = load_folder(folder)
         assert second.fingerprint == first.fingerprint
         assert list(second.documents.items()) == list(first.documents.items())
@@ -156,7 +156,7 @@ GOOD = '{"_id": "d1", "text": "x"}\n'
 BAD_CORPORA = {
     "malformed JSON": (GOOD + '{"_id": "d2", "text": \n', "corpus.jsonl, line 2: not JSON"),
     "not an object": (GOOD + '["d2", "x"]\n', "corpus.jsonl, line 2: a JSON list, not an object"),
-    "missing id": (GOOD + '{"id": "d2", "text": "x"}\n', "line 2: '_id' is missing (fields: 'id', 'text')"),
+    "missing id": (GOOD + '{"key": "d2", "text": "x"}\n', "line 2: '_id' is missing (fields: 'key', 'text')"),
     "null id": ('{"_id": null, "text": "x"}', "line 1: '_id' is null; expected a non-empty string"),
     "empty id": ('{"_id": "", "text": "x"}', "line 1: '_id' is '' (str)"),
     "fractional id": ('{"_id": 1.5, "text": "x"}', "line 1: '_id' is 1.5 (float)"),
@@ -179,14 +179,13 @@ BAD_QUERIES = {
     "duplicate id": ('{"_id": "q", "text": "x"}\n' * 3, "queries.jsonl, line 2: id 'q' is already on line 1"),
 }
 BAD_QRELS = {
-    "two columns": (HEADER + "q1\td1\n", "test.tsv, line 2: 2 columns between tabs ('q1\\td1'); expected 3: query-id"),
-    "TREC form": ("q1 0 d1 1\n", "test.tsv, line 1: 1 columns between tabs ('q1 0 d1 1')"),
+    "two columns": (HEADER + "q1\td1\n", "test.tsv, line 2: 2 columns ('q1', 'd1')"),
     "score a word": (HEADER + "q1\td1\tyes\n", "test.tsv, line 2: the score 'yes' is not an integer"),
     "score a fraction": (HEADER + "q1\td1\t0.5\n", "line 2: the score '0.5' is not an integer"),
     "score too large": (HEADER + "q1\td1\t3000000000\n", "line 2: the score '3000000000' is not an integer"),
     "a bad first row is not a header": ("q1\td1\tx\n", "line 1: the score 'x' is not an integer"),
     "empty id": (HEADER + "q1\t\t1\n", "line 2: 'corpus-id' is ''"),
-    "stray quote": (HEADER + '"q1\td1\t1\nq2\td2\t1\n', "test.tsv, line 2: 1 columns"),
+    "stray quote": (HEADER + '"q1\td1\t1\nq2\td2\t1\n', "test.tsv, line 2: a quote has no end"),
 }
 
 

@@ -70,7 +70,7 @@ class TestInMemory:
             ([{"_id": "a", "text": "x"}] * 2, QUERIES, [], "c, corpus, row 2: id 'a' is already on row 1"),
             ([{"_id": "a", "text": 3}], QUERIES, [], "c, corpus, row 1: 'text' is 3 (int)"),
             ([{"_id": "a", "body": "x"}], QUERIES, [], "c, corpus, row 1: a document has no 'text'"),
-            ([{"name": "a", "text": "x"}], QUERIES, [], "c, corpus, row: no column '_id' among ['name', 'text']"),
+            ([{"name": "a", "text": "x"}], QUERIES, [], "c, corpus, row 1: '_id' is missing (fields: 'name', 'text')"),
             ([{"_id": "a", "text": ["x"]}], QUERIES, [], "c, corpus, row 1: 'text' is ['x']"),
             (DOCUMENTS, [{"_id": "q", "text": None}], [], "c, queries, row 1: 'text' is null"),
             (DOCUMENTS, QUERIES, [("q1", "d1", 0.5)], "c, qrels test, row 1: the score 0.5 is not an integer"),
@@ -149,3 +149,49 @@ class TestRepositories:
         assert "network" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert left_in(cache) == []
+
+
+class TestStreams:
+    """Data sets that are read in one pass, without the library's copy."""
+
+    def test_iterable_datasets_give_the_same(self):
+        qrels = {"test": judged(("q1", "d1", 1))}
+        whole = from_datasets(CORPUS, ASKED, qrels, "c")
+        streamed = {split: rows.to_iterable_dataset() for split, rows in qrels.items()}
+        collection = from_datasets(CORPUS.to_iterable_dataset(), ASKED.to_iterable_dataset(), streamed, "c")
+        assert collection.fingerprint == whole.fingerprint
+
+    def test_a_generator_with_other_names(self):
+        def rows():
+            yield from ({"docid": row["_id"], "text": row["text"]} for row in DOCUMENTS)
+
+        corpus = datasets.IterableDataset.from_generator(rows)
+        assert from_datasets(corpus, ASKED, {}, "c").documents.ids == ["d1", "d2", "d3"]
+
+    def test_an_empty_one_is_refused(self):
+        empty = datasets.IterableDataset.from_generator(lambda: iter(()))
+        with pytest.raises(UserError, match="c: the corpus is empty"):
+            from_datasets(empty, ASKED, {}, "c")
+
+    @pytest.mark.parametrize("form", ["hf:{}", "hf-stream:{}"])
+    def test_a_folder_leaves_no_copy_in_the_library_s_cache(self, repository, tmp_path, form):
+        assert len(load_collection(form.format(repository())).documents) == 3
+        assert list((tmp_path / "hf").rglob("*.arrow")) == []
+
+    def test_parquet_parts_of_a_folder(self, repository):
+        folder = repository()
+        (folder / "corpus.jsonl").unlink()
+        (folder / "corpus").mkdir()
+        for row in DOCUMENTS:
+            dataset([{"title": "", **row}]).to_parquet(folder / "corpus" / f"{row['_id']}.parquet")
+        for name in ("queries", "train", "dev"):
+            datasets.Dataset.from_json(str(folder / f"{name}.jsonl")).to_parquet(folder / f"{name}.parquet")
+        card = (folder / "README.md").read_text().replace("corpus.jsonl", "corpus/*.parquet")
+        (folder / "README.md").write_text(card.replace(".jsonl", ".parquet"))
+        assert load_collection(f"hf:{folder}").documents.ids == ["d1", "d2", "d3"]
+
+    def test_a_changed_file_is_read_anew(self, repository):
+        folder = repository()
+        before = load_collection(f"hf:{folder}")
+        (folder / "queries.jsonl").write_text(jsonl([*QUERIES, {"_id": "q4", "text": "fish"}]))
+        assert len(load_collection(f"hf:{folder}").queries) == len(before.queries) + 1
