@@ -117,7 +117,7 @@ def distill(
     return trained.encoder
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - one option each
     systems: Mapping[str, Any] | Sequence[Any] | Any,
     collection: Collection | str,
     split: str | None = None,
@@ -126,6 +126,7 @@ def evaluate(
     depth: int = 1000,
     teacher: Any = None,
     cost_threads: int | None = None,
+    same_id: str | None = None,
     out: str | Path | None = None,
 ) -> Evaluation:
     """Measure systems on one collection, by BEIR's rules; queries without results count as 0.
@@ -140,6 +141,9 @@ def evaluate(
         depth: Documents retrieved per query, at most the size of the corpus.
         teacher: Also measure agreement with this teacher, which needs no judgments.
         cost_threads: Also measure cost, with this number of threads, which needs no judgments.
+        same_id: What happens to a document with its query's id: ``auto`` leaves it out where it is the query itself
+            (see `Collection.own_documents`), ``drop`` always, as beir does, ``keep`` never; by default as the
+            collection's `same_id` says, which is ``auto``.
         out: Folder of the collection, for ``runs/NAME.run``, ``per-query.parquet``, ``results.json`` and
             ``report.html``. Systems that were already measured there with the same settings are not measured again,
             and other systems measured there on the same queries stay at the top of the table.
@@ -152,7 +156,7 @@ def evaluate(
     """
     place = None if isinstance(collection, Collection) else str(collection)
     cost = None if cost_threads is None else CostConfig(cost_threads, place=place)
-    config = EvaluationConfig(split, measures, depth, teacher, cost)
+    config = EvaluationConfig(split, measures, depth, teacher, cost, same_id)
     evaluation = evaluating.evaluate(systems, load_collection(collection), config, out)
     if out is not None:
         write_report(out)

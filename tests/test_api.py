@@ -218,7 +218,7 @@ class TestDistillsMistakes:
             rd.distill(tiny, target.with_scores(np.ones(len(target))), document_encoder=space, out=tmp_path / "student")
 
     def test_a_target_of_unknown_queries(self, tiny, space, tmp_path):
-        with pytest.raises(UserError, match=r"1 query ids are not in the collection \('who'\)"):
+        with pytest.raises(UserError, match=r"lacks 1 queries \('who'\)"):
             rd.distill(
                 tiny,
                 rd.Run.from_dict({"who": {"d0": 1.0, "d1": 2.0}}),

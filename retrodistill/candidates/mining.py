@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.core.errors import UserError
@@ -37,7 +38,8 @@ def mine(
 
     Returns:
         A run with `sources` (names joined by ``+``), ordered by the sum of reciprocal ranks over the sources.
-        Documents that were only drawn at random come last, with score 0.
+        Documents that were only drawn at random come last, with score 0. A document that is the query itself is no
+        candidate (see `Collection.own_documents`).
 
     Raises:
         UserError: No source, a depth below 1, a split without queries, or a source that cannot search.
@@ -52,9 +54,10 @@ def mine(
     if not len(texts):
         raise UserError(f"collection {collection.name} has no queries to mine for in {queries!r}; name another split.")
     rankers = [load_ranker(source, needs="search") for source in sources]
-    runs = [ranker.search(texts, collection, depth) for ranker in rankers]
+    own = collection.own_documents(texts.ids)
+    runs = [ranker.search(texts, collection, depth + bool(own)).without(own).top(depth) for ranker in rankers]
     if random:
-        runs.append(random_documents(texts.ids, collection.documents.ids, random, seed))
+        runs.append(random_documents(texts.ids, collection.documents.ids, random, seed).without(own))
     return union(runs, weights=[1.0] * len(sources) + [0.0] * (len(runs) - len(sources)))
 
 
@@ -67,6 +70,29 @@ def with_positives(pool: Run, documents: Texts, listed: Sequence[tuple[str, Sequ
         return pool
     added = Run.from_arrays(queries, named, np.zeros(len(named)), name="positives")
     return union([pool, added.filter(known)], weights=[1.0, 0.0])
+
+
+def distinct_documents(run: Run, documents: Texts) -> Run:
+    """Of documents of a query with equal texts only the best, under the id of the first document of that text.
+
+    A document is no negative for a query that its copy answers.
+    """
+    if documents.copies is None:
+        return run
+    rows = documents.positions(run.coded_documents[0].to_pylist())
+    first = np.where(rows >= 0, documents.originals[rows], -1 - np.arange(len(rows)))  # unknown ids stay as they are
+    if (first == rows)[rows >= 0].all():
+        return run
+    ranked = run.ranked()
+    names, codes = ranked.coded_documents
+    texts = np.unique(first, return_inverse=True)[1]
+    best = np.unique(ranked.query_codes * len(names) + texts[codes], return_index=True)[1]
+    renamed = np.asarray(names.to_pylist(), dtype=object)
+    renamed[rows >= 0] = documents.table["id"].take(pa.array(first[rows >= 0])).to_pylist()
+    column = pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(renamed, pa.string()))
+    at = ranked.table.column_names.index("document_id")
+    table = ranked.table.set_column(at, "document_id", column).take(pa.array(np.sort(best)))
+    return Run.from_table(table, run.name)
 
 
 def labeled_positives(run: Run, labels: Qrels) -> dict[str, str]:

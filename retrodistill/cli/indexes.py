@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,7 +196,7 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
         verified = f"of {facts['sampled']} sampled, the top 10 agree to {facts['agreement']:.1%}"
     written = f"{report.written} written now ({report.seconds:.0f} s)"
     show(f"{report.documents} documents ({report.kind}) in {report.address}, {written}; {verified}")
-    show(f'retrodistill search {report.address} "a question"')
+    show(shlex.join(["retrodistill", "search", report.address, "a question"]))
 
 
 def _given(pairs: list[str] | None, **flags: Any) -> dict[str, Any]:

@@ -17,6 +17,14 @@ TeacherOption = Annotated[
     str | None, Option(help="Also measure agreement with this teacher: dense:NAME, cross-encoder:NAME, bm25, run:FILE.")
 ]
 
+SameIdOption = Annotated[
+    str | None,
+    Option(
+        help="What happens to a document with its query's ID: auto leaves it out where it is the query itself (same "
+        "text, not judged for it: ArguAna, Quora), drop always, as beir does, keep never."
+    ),
+]
+
 
 @app.command()
 @with_engine
@@ -35,6 +43,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
         Option(help="ndcg@k, mrr@k..., or any string of ir_measures, e.g. RR(rel=2)@10; BEIR's by default."),
     ] = None,
     depth: Annotated[int, Option(help="Documents retrieved per query.", min=1)] = 1000,
+    same_id: SameIdOption = None,
     teacher: TeacherOption = None,
     cost: Annotated[bool, Option("--cost", help="Also measure latency, memory and throughput.")] = False,
     threads: Annotated[int, Option(help="Threads of torch and FAISS while cost is measured.", min=1)] = 1,
@@ -51,7 +60,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.report.tables import benchmark_text
 
     set_quiet(as_json)
-    config = EvaluationConfig(split, measure, depth, teacher, CostConfig(threads) if cost else None, this_command())
+    cost_config = CostConfig(threads) if cost else None
+    config = EvaluationConfig(split, measure, depth, teacher, cost_config, same_id, this_command())
     results = benchmark(system, collection, config, out, passages=passages)
     if out is not None:
         for evaluation in results.evaluations:
@@ -75,6 +85,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
     passages: PassagesOption = None,
     split: SplitOption = None,
     measure: Annotated[str, Option(help="Measure to compare.")] = "ndcg@10",
+    same_id: SameIdOption = None,
     teacher: TeacherOption = None,
     every_pair: Annotated[bool, Option("--every-pair", help="Compare all pairs, not only with the first.")] = False,
     shown: Annotated[int, Option(help="Number of queries won and lost to list.", min=0)] = 5,
@@ -88,7 +99,9 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
 
     set_quiet(as_json)
     corpus = None if collection is None else load_collection(collection, passages=passages)
-    comparison = compare_named(system, corpus, split, measure, teacher, every_pair=every_pair, shown=shown, seed=seed)
+    comparison = compare_named(
+        system, corpus, split, measure, teacher, every_pair=every_pair, shown=shown, same_id=same_id, seed=seed
+    )
     if as_json:
         show_json(comparison.to_json())
     else:

@@ -84,15 +84,17 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     dry_run: DryOption = False,
 ) -> None:
     """Score candidates with one or more teachers; if it is killed, it resumes where it stopped."""
-    from retrodistill.candidates.mining import with_positives
+    from retrodistill.candidates.mining import distinct_documents, with_positives
     from retrodistill.candidates.selection import choose_pairs, labeled
     from retrodistill.data import load_collection
     from retrodistill.encoders.names import parse_model_name
     from retrodistill.rankers import load_ranker, remaining
     from retrodistill.rankers import score as score_candidates
+    from retrodistill.rankers.scoring import known_pairs
     from retrodistill.runs import fuse, read_run, write_run
 
-    corpus, pool = load_collection(collection, passages=passages), read_run(candidates)
+    corpus = load_collection(collection, passages=passages)
+    pool = known_pairs(read_run(candidates), corpus.queries, corpus)
     if weight and len(weight) != len(teacher):
         raise UserError(f"{len(weight)} weights for {len(teacher)} teachers; give one per teacher.")
     rule = None if filter_by is None else _filter_settings(filter_by, teacher, fusion, budget)
@@ -100,6 +102,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     if labels is not None and not any(parse_model_name(name).kind == "run" for name in teacher):
         listed = [(query, sorted(documents)) for query, documents in labeled(labels).items()]
         pool = with_positives(pool, corpus.documents, listed)  # a recorded run would have no scores for them
+        pool = distinct_documents(pool, corpus.documents)
     chosen = choose_pairs(pool, budget, budget_by, seed=seed) if budget is not None else None
     pairs = pool if chosen is None else chosen.run
     if dry_run:
@@ -117,7 +120,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     runs = score_candidates(corpus, pairs, teacher, store=store)
     scored = runs[0] if len(runs) == 1 else fuse(runs, weight, fusion)
     if rule is not None and labels is not None:
-        scored = _below_positives(scored, labels, rule)
+        scored = _below_positives(distinct_documents(scored, corpus.documents), labels, rule)
     write_run(scored, out)
     if chosen is not None:
         log(chosen.summary)
@@ -140,9 +143,9 @@ def _filter_settings(written: str, teachers: list[str], fusion: str, budget: str
 
 def _labels(collection: Collection, pool: Run) -> Qrels:
     """Labels of the pool's queries in all splits but test."""
-    from retrodistill.data.collection import judgments_of
+    from retrodistill.data.collection import judgments_of, of_originals
 
-    queries = collection.queries.select([query for query in pool.query_ids if query in collection.queries])
+    queries = collection.queries.select(pool.query_ids)
     judged = judgments_of(queries, [judged for split, judged in collection.qrels.items() if split != "test"])
     labels = collection.passage_labels(judged)
     if not len(labels):
@@ -150,7 +153,7 @@ def _labels(collection: Collection, pool: Run) -> Qrels:
             f"--filter compares with labeled documents, and no query of the candidates has labels in {collection.name} "
             "outside the split test."
         )
-    return labels
+    return of_originals(labels, collection.documents)
 
 
 def _below_positives(scored: Run, labels: Qrels, rule: FilterSettings) -> Run:

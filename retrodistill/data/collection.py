@@ -6,24 +6,25 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import regex
 
-from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.errors import UserError, sample_of, unknown
 from retrodistill.core.files import digest
 from retrodistill.data.fields import fields_table
 from retrodistill.data.languages import LETTERS
 from retrodistill.data.parents import Parents
 from retrodistill.data.records import Document, document_of, judgment_of, query_of
-from retrodistill.data.texts import Texts, column_digest
+from retrodistill.data.texts import GENERATED, Texts, column_digest
 
 JUDGMENT_SCHEMA = pa.schema([("query_id", pa.string()), ("document_id", pa.string()), ("relevance", pa.int32())])
 PSEUDO_SPLITS = ("all", "unjudged", "auto")
 _BREAKS = regex.compile(rf"[^{LETTERS}]+")
+SameId = Literal["auto", "keep", "drop"]
 _SPLIT_ORDER = {"train": 0, "dev": 1, "test": 2}
 
 
@@ -107,6 +108,8 @@ class Collection:
         warnings: Problems in the data, one line each, with counts.
         parents: Where the documents are passages, what they were cut from; judgments are of those. Otherwise None.
         uncut: The collection before it was cut.
+        same_id: Whether the document with a query's id is left out of the query's results: ``auto`` where it is the
+            query itself (see `own_documents`), ``drop`` always, as in beir, ``keep`` never.
     """
 
     name: str
@@ -120,8 +123,10 @@ class Collection:
     warnings: list[str] = field(default_factory=list)
     parents: Parents | None = None
     uncut: Collection | None = None
+    same_id: str = "auto"
 
     def __post_init__(self) -> None:
+        check_same_id(self.same_id)
         self.qrels = dict(sorted(self.qrels.items(), key=lambda item: (_SPLIT_ORDER.get(item[0], 3), item[0])))
 
     @classmethod
@@ -158,6 +163,7 @@ class Collection:
         given = {split: Qrels.from_rows(_judgments(qrels[split], f"{name}, {split}, judgment")) for split in qrels}
         judged, warnings = check_parts(joined, query_texts, given)
         table, field_warnings = fields_table(fields, joined.ids) if fields else (None, [])
+        warnings += field_warnings
         return cls(
             name,
             joined,
@@ -166,7 +172,7 @@ class Collection:
             queries=query_texts,
             qrels=judged,
             fields=table,
-            warnings=[*warnings, *field_warnings],
+            warnings=warnings,
         )
 
     def __repr__(self) -> str:
@@ -243,6 +249,40 @@ class Collection:
             raise UserError(f"collection {self.name} has no judgments for split {split!r}; {_listed(judged)}.")
         return self.qrels[split]
 
+    def own_documents(self, query_ids: Iterable[str]) -> dict[str, str]:
+        """The document that a query is, ``{query_id: document_id}``, for those of the queries that are documents.
+
+        Ids of queries and of documents are independent: a common id alone means nothing. A query is a document if the
+        document with its id has its text, with or without the title (case, space and punctuation aside), and is not
+        judged for it, as in ArguAna and Quora. `same_id` replaces this rule.
+        """
+        return {query: query for query in query_ids if query in self._are_documents}
+
+    @cached_property
+    def _are_documents(self) -> frozenset[str]:
+        if self.same_id == "keep":
+            return frozenset()
+        places = self.whole.documents.positions(self.queries.ids)
+        rows = np.flatnonzero(places >= 0)
+        ids = self.queries.table["id"]
+        if self.same_id == "auto":
+            rows = rows[self._have_same_text(rows, places[rows])]
+            tables = [qrels.table for qrels in self.qrels.values()]
+            judged = [table["query_id"].filter(pc.equal(table["query_id"], table["document_id"])) for table in tables]
+            rows = rows[~np.isin(rows, self.queries.positions(id_ for part in judged for id_ in part.to_pylist()))]
+        return frozenset(ids.take(pa.array(rows)).to_pylist())
+
+    def _have_same_text(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """(n,) bool: the queries at (n,) rows have the text of the documents at (n,) rows."""
+        same, lengths = np.zeros(len(queries), dtype=bool), _lengths(self.queries)[queries]
+        for texts in (self.whole.documents, self.whole.bodies):
+            # Ids are often numbers, so that many queries share one with a document: lengths leave few to compare.
+            differences = np.abs(_lengths(texts)[documents] - lengths)
+            for place in np.flatnonzero(~same & (differences <= 8 + lengths // 8)):
+                query = normalized(self.queries.column[queries[place]])
+                same[place] = query != "" and query == normalized(texts.column[documents[place]])
+        return same
+
     @cached_property
     def _unjudged(self) -> list[str]:
         judged = {query for qrels in self.qrels.values() for query in qrels.query_ids}
@@ -265,6 +305,12 @@ def _judgments(grades: Mapping[str, Mapping[str, int]], where: str) -> Iterator[
         yield judgment_of(record, where, place)[1:]
 
 
+def check_same_id(same_id: str) -> None:
+    """Raise a UserError for an unknown value of `Collection.same_id`."""
+    if same_id not in get_args(SameId):
+        raise unknown("value of same_id", same_id, get_args(SameId))
+
+
 def _listed(sizes: Mapping[str, int]) -> str:
     listed = ", ".join(f"{split} ({size} queries)" for split, size in sizes.items())
     return f"splits: {listed}" if listed else "it has no queries at all"
@@ -275,9 +321,30 @@ def normalized(text: str) -> str:
     return _BREAKS.sub(" ", text.casefold()).strip()
 
 
+def _lengths(texts: Texts) -> np.ndarray:
+    """(n,) int64 bytes of each text; no text is read for it."""
+    return pc.binary_length(texts.table["text"]).to_numpy()
+
+
 def full_text(title: str, body: str) -> str:
     """The text of a document that rankers see, joined as in beir."""
     return f"{title} {body}".strip()
+
+
+def of_originals(labels: Qrels, documents: Texts) -> Qrels:
+    """The judgments, with those of a copy given to the first document of its text; of several grades the highest.
+
+    For training: a copy of a relevant document is relevant, too. Measures count judgments as they are.
+    """
+    if documents.copies is None or not len(labels):
+        return labels
+    rows = documents.positions(labels.table["document_id"].to_pylist())
+    known = rows >= 0
+    ids = labels.table["document_id"].to_numpy(zero_copy_only=False).copy()
+    ids[known] = documents.table["id"].take(pa.array(documents.originals[rows[known]])).to_pylist()
+    table = labels.table.set_column(1, "document_id", pa.array(ids, pa.string()))
+    best = table.group_by(JUDGMENT_SCHEMA.names[:2], use_threads=False).aggregate([("relevance", "max")])
+    return Qrels(best.rename_columns(JUDGMENT_SCHEMA.names))
 
 
 def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) -> tuple[dict[str, Qrels], list[str]]:
@@ -286,14 +353,7 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
         if split in PSEUDO_SPLITS:
             reserved = ", ".join(PSEUDO_SPLITS)
             raise UserError(f"a split of the judgments is called {split!r}, a reserved name ({reserved}); rename it.")
-    warnings = []
-    for what, texts, effect in (("documents", documents, "cannot be retrieved"), ("queries", queries, "find nothing")):
-        empty = []
-        for batch in texts.table.to_batches():
-            blank = pc.equal(pc.utf8_trim_whitespace(batch["text"]), "")
-            empty += batch["id"].filter(blank).to_pylist()
-        if empty:
-            warnings.append(f"{len(empty)} {what} have no text ({sample_of(empty)}): they are kept but {effect}.")
+    warnings = _text_warnings(documents, queries)
     known = pa.chunked_array(queries.table["id"].chunks, pa.string())
     kept = {}
     for split, judged in qrels.items():
@@ -307,6 +367,31 @@ def check_parts(documents: Texts, queries: Texts, qrels: Mapping[str, Qrels]) ->
             )
         warnings += _unknown_documents(split, kept[split], documents)
     return kept, warnings
+
+
+def _text_warnings(documents: Texts, queries: Texts) -> list[str]:
+    """Warnings about empty and equal texts; reserved ids are a UserError."""
+    warnings = []
+    for what, texts in (("documents", documents), ("queries", queries)):
+        if reserved := texts.table["id"].filter(pc.match_substring(texts.table["id"], GENERATED)).to_pylist():
+            raise UserError(
+                f"{len(reserved)} ids of {what} have a null character ({sample_of(reserved)}), which is reserved for "
+                "ids that are made here; give ids without it."
+            )
+    for what, texts, effect in (("documents", documents, "cannot be retrieved"), ("queries", queries, "find nothing")):
+        empty = []
+        for batch in texts.table.to_batches():
+            blank = pc.equal(pc.utf8_trim_whitespace(batch["text"]), "")
+            empty += batch["id"].filter(blank).to_pylist()
+        if empty:
+            warnings.append(f"{len(empty)} {what} have no text ({sample_of(empty)}): they are kept but {effect}.")
+    if documents.copies is not None:
+        ids = documents.table["id"].take(pa.array(np.flatnonzero(documents.copies))).to_pylist()
+        warnings.append(
+            f"{len(ids)} documents have the text of another ({sample_of(ids)}): training takes them for the same "
+            "document, measures do not."
+        )
+    return warnings
 
 
 def _unknown_documents(split: str, judged: Qrels, documents: Texts) -> list[str]:

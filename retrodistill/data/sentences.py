@@ -12,9 +12,9 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.languages import has_words
-from retrodistill.data.texts import BATCH, Texts
+from retrodistill.data.texts import BATCH, GENERATED, Texts
 
-_SENTENCE, _TITLE, _DOCUMENT = "sentence:", "title:", "document:"
+_SENTENCE, _TITLE, _DOCUMENT = (f"{GENERATED}{kind}:" for kind in ("sentence", "title", "document"))
 # Marks of Chinese and Japanese, Arabic and Urdu, Hindi, Armenian, Ethiopic, Burmese, and Khmer. They have no other use.
 _MARKS = "。｡！？؟۔।॥։።፧။។"
 _THAI = r"[\u0e00-\u0eff]"  # and Lao: without marks, and with spaces between clauses
@@ -51,9 +51,10 @@ def sentences(text: str, minimum_words: int = 3) -> list[str]:
 def sample_sentences(collection: Collection, per_document: int, seed: int, rows: np.ndarray | None = None) -> Texts:
     """Draw sentences of each document as pseudo-queries.
 
-    They come from the bodies, at most `per_document` from each, with ids ``sentence:<document id>:<place of the
-    sentence in the document>``, in document order. The draw depends only on the seed and the document's id, so adding
-    or reordering documents does not affect others. Here and below, ascending `rows` leave other documents out.
+    They come from the bodies, at most `per_document` from each, in document order. Ids are `GENERATED` and
+    ``sentence:<document id>:<place of the sentence in the document>``. The draw depends only on the seed and the
+    document's id, so adding or reordering documents does not affect others. Here and below, ascending `rows` leave
+    other documents out.
     """
     if per_document < 1:
         raise UserError(f"per_document is {per_document}; expected at least 1 sentence per document.")
@@ -69,9 +70,9 @@ def sample_sentences(collection: Collection, per_document: int, seed: int, rows:
 
 
 def title_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts:
-    """Each document's title as a pseudo-query, ids ``title:<document id>``, unless title or body is empty.
+    """Each document's title as a pseudo-query, unless title or body is empty.
 
-    Of a document in passages, it is the title of the first.
+    Ids are `GENERATED` and ``title:<document id>``. Of a document in passages, it is the title of the first.
     """
     if collection.parents is not None:
         first = collection.parents.bounds[:-1]
@@ -86,13 +87,16 @@ def title_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts
 
 
 def document_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts:
-    """Each document's whole text as a pseudo-query, ids ``document:<document id>``, unless it is empty."""
+    """Each document's whole text as a pseudo-query, unless it is empty.
+
+    Ids are `GENERATED` and ``document:<document id>``.
+    """
     pairs = _pairs(collection.documents, rows)
     return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in pairs if text.strip())
 
 
 def source_document(id_: str) -> str | None:
-    """The document that a pseudo-query was drawn from; None for any other query."""
+    """The document that a pseudo-query was drawn from; None for any other query, whose id is not `GENERATED`."""
     for whole in (_TITLE, _DOCUMENT):
         if id_.startswith(whole):
             return id_.removeprefix(whole)

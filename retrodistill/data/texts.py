@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
@@ -16,6 +17,9 @@ from retrodistill.data.records import text_of
 
 # 64-bit offsets: a selection from a corpus may exceed the 2 GiB that a `string` array can hold.
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string())])
+# The first character of ids that this package makes, such as those of pseudo-queries. Collections refuse it in users'
+# ids, so that no id of theirs is taken for one, or clashes with one.
+GENERATED = "\0"
 BATCH = 4096
 _BATCH_CHARACTERS = 1 << 24  # of a batch of long texts, which has fewer rows
 _MANY = 200_000  # above this many ids, looking some up does not turn all of them into Python strings
@@ -106,6 +110,35 @@ class Texts(Mapping[str, str]):
             places[found[rows]] = rows
             return places[distinct.indices.to_numpy()]
         return np.fromiter((self._places.get(id_, -1) for id_ in wanted), dtype=np.int64, count=len(wanted))
+
+    def id_order(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64 keys that sort `rows` by ascending id: the rule for equal scores (see `id_places`)."""
+        return self._id_places[rows]
+
+    @cached_property
+    def _id_places(self) -> np.ndarray:
+        return id_places(self.table["id"])
+
+    @cached_property
+    def originals(self) -> np.ndarray:
+        """(n,) int64 row of the first text that is equal to each: its own row unless it is a copy.
+
+        Empty texts are no copies. Texts are compared by a hash of 64 bits each; a million take about two seconds.
+        """
+        hashes = [_hashes(batch.column("text")) for batch in self.table.to_batches(max_chunksize=BATCH)]
+        if not hashes:
+            return np.zeros(0, dtype=np.int64)
+        first, inverse = np.unique(np.concatenate(hashes), return_index=True, return_inverse=True)[1:]
+        originals = first.astype(np.int64)[inverse]
+        empty = np.flatnonzero(pc.binary_length(self.table["text"]).to_numpy() == 0)
+        originals[empty] = empty
+        return originals
+
+    @cached_property
+    def copies(self) -> np.ndarray | None:
+        """(n,) bool, which texts are copies of an earlier one; None if there is none."""
+        is_copy = self.originals != np.arange(len(self))
+        return is_copy if is_copy.any() else None
 
     def slice(self, start: int, stop: int) -> list[str]:
         """The texts of rows start to stop (exclusive), as in a Python slice."""
@@ -216,6 +249,14 @@ def duplicates(ids: pa.ChunkedArray) -> list[str]:
     return counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
 
 
+def id_places(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """(n,) int64 place of each id among all in ascending order, by code points: equal scores are ranked in it."""
+    order = pc.sort_indices(ids).to_numpy().astype(np.int64)
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return places
+
+
 class ColumnDigest:
     """Digest of a column of strings, 32 hexadecimal digits; independent of how the column is split into arrays.
 
@@ -246,6 +287,16 @@ class ColumnDigest:
 def column_digest(arrays: Iterable[pa.Array]) -> str:
     """The `ColumnDigest` of a whole column."""
     return ColumnDigest().update(arrays).hexdigest()
+
+
+def _hashes(texts: pa.Array) -> np.ndarray:
+    """(n,) uint64, directly from Arrow's buffers."""
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
+    content = memoryview(texts.buffers()[2] or b"")
+    digests = (
+        hashlib.blake2b(content[start:stop], digest_size=8).digest() for start, stop in itertools.pairwise(offsets)
+    )
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
 def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:

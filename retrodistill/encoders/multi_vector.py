@@ -14,6 +14,7 @@ from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import with_modules
 from retrodistill.encoders.vectors import best_of_blocks
+from retrodistill.runs.run import TieOrder
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -99,13 +100,15 @@ def maxsim(queries: Tokens, documents: Tokens) -> np.ndarray:
     return scores
 
 
-def best_documents(queries: Tokens, blocks: Iterable[tuple[int, Tokens]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(q, k) int64 rows and float32 scores of the documents of highest MaxSim, best first, ties by row.
+def best_documents(
+    queries: Tokens, blocks: Iterable[tuple[int, Tokens]], k: int, ties: TieOrder | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(q, k) int64 rows and float32 scores of the documents of highest MaxSim, best first, ties as in `exact_search`.
 
     A block is the row of its first document and the tokens of a few documents. Memory grows with k only, which is at
     most the number of documents.
     """
-    return best_of_blocks(((first, maxsim(queries, documents)) for first, documents in blocks), len(queries), k)
+    return best_of_blocks(((first, maxsim(queries, documents)) for first, documents in blocks), len(queries), k, ties)
 
 
 def blocks_of(bounds: np.ndarray, tokens: int) -> Iterable[tuple[int, int]]:

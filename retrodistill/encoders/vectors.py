@@ -9,11 +9,12 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.faiss import faiss
-from retrodistill.runs.run import top_k
+from retrodistill.runs.run import TieOrder, ties_among, top_k
 
 _PAIRS = 65536  # per block, which bounds the memory of `pair_products`
 _BLOCK = 65536  # documents that exact search reads at once
 _READY_BLOCK = 2**20  # of an array that FAISS takes as it is: threads wait for each other at the end of every block
+_NEAR = 1e-5  # of a score, above what rounding changes in a product of unit vectors
 _TIED = 8  # queries whose products with a whole block are held at once
 _SAMPLE, _PER_CENTROID = 65536, 64  # vectors that k-means trains on; FAISS advises 39 to 256 per centroid
 
@@ -31,8 +32,12 @@ class Vectors(Protocol):
         """The (m, d) vectors of a slice, or of (m,) int64 rows."""
 
 
-def exact_search(queries: np.ndarray, documents: Vectors, k: int) -> Best:
-    """(q, k) int64 rows and float32 scores of the k, at most n, highest inner products, best first, ties by row."""
+def exact_search(queries: np.ndarray, documents: Vectors, k: int, ties: TieOrder | None = None) -> Best:
+    """(q, k) int64 rows and float32 scores of the k, at most n, highest inner products, best first, ties by row.
+
+    Of documents that tie for the last places, `ties` keeps those of the lowest keys, by default the lowest rows. Equal
+    vectors tie within a block of 2**20 documents of an array, or 65,536 that are read; beyond, rounding may part them.
+    """
     count = documents.shape[0]
     k, queries = min(k, count), np.ascontiguousarray(queries, dtype=np.float32)
     if not (k and len(queries)):
@@ -42,36 +47,64 @@ def exact_search(queries: np.ndarray, documents: Vectors, k: int) -> Best:
     step = _READY_BLOCK if is_ready else _BLOCK
     for start in range(0, count, step):
         block = np.ascontiguousarray(documents[start : start + step], dtype=np.float32)
-        found, values = _best_of_block(queries, block, min(k, len(block)))
-        rows, scores = join_best((rows, scores), (found + start, values), k)
+        in_block = ties_among(np.arange(start, start + len(block)), ties)
+        found, values = _best_of_block(queries, block, min(k, len(block)), in_block)
+        rows, scores = join_best((rows, scores), (found + start, values), k, ties)
     return rows, scores
 
 
-def join_best(first: Best, second: Best, k: int) -> Best:
+def join_best(first: Best, second: Best, k: int, ties: TieOrder | None = None) -> Best:
     """The k, or fewer, highest of two blocks of results, each best first; equal scores of `first` come first."""
     rows, scores = (np.concatenate(both, axis=1) for both in zip(first, second, strict=True))
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    order = np.argsort(-scores, axis=1, kind="stable")
+    if ties is not None and order.shape[1] > k:
+        last = np.take_along_axis(scores, order[:, k - 1 : k + 1], axis=1)
+        for query in np.flatnonzero(last[:, 0] == last[:, 1]).tolist():
+            order[query, :k] = top_k(scores[query], k, ties_among(rows[query], ties))
+    order = order[:, :k]
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-def _best_of_block(queries: np.ndarray, block: np.ndarray, k: int) -> Best:
+def _best_of_block(queries: np.ndarray, block: np.ndarray, k: int, ties: TieOrder | None) -> Best:
     # One more than k shows where the last place is tied: FAISS keeps any of the equal scores there.
     scores, rows = faiss.knn(queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+    _level_copies(rows, scores, block)
     same = scores[:, 1:] == scores[:, :-1]
     tied = np.flatnonzero(same.any(axis=1))
-    rows[tied] = np.take_along_axis(rows[tied], np.lexsort((rows[tied], -scores[tied])), axis=1)
-    rows, scores = rows[:, :k], scores[:, :k]
+    order = np.lexsort((rows[tied], -scores[tied]))
+    rows[tied] = np.take_along_axis(rows[tied], order, axis=1)
     cut = np.flatnonzero(same[:, k - 1]) if k < len(block) else np.empty(0, dtype=np.int64)
     for start in range(0, len(cut), _TIED):
         some = cut[start : start + _TIED]
-        products = queries[some] @ block.T
-        rows[some] = top_k(products, k)
-        scores[some] = np.take_along_axis(products, rows[some], axis=1)
-    return rows, scores
+        for query, products in zip(some.tolist(), queries[some] @ block.T, strict=True):
+            last, above = rows[query, k], int((scores[query] > scores[query, k]).sum())
+            group = products == products[last]
+            near = np.flatnonzero(np.abs(products - products[last]) <= _NEAR * np.abs(products[last]))
+            group[near] |= (block[near] == block[last]).all(axis=1)
+            group[rows[query, :above]] = False
+            places = np.flatnonzero(group)
+            rows[query, above:k] = np.sort(places[top_k(np.zeros(len(places)), k - above, ties_among(places, ties))])
+    return rows[:, :k], scores[:, :k]
 
 
-def best_of_blocks(blocks: Iterable[tuple[int, np.ndarray]], queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(q, k) int64 rows and float32 scores of the documents of highest score, best first, ties by row.
+def _level_copies(rows: np.ndarray, scores: np.ndarray, block: np.ndarray) -> None:
+    """Give adjacent results with the same vector the same score: matrix products of equal vectors differ by rounding.
+
+    A product depends on the place of a vector in its block, so that copies would be in any order.
+    """
+    queries, places = np.nonzero((scores[:, :-1] - scores[:, 1:]) <= _NEAR * np.abs(scores[:, :-1]))
+    for start in range(0, len(queries), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        query, place = queries[part], places[part]
+        is_copy = (block[rows[query, place]] == block[rows[query, place + 1]]).all(axis=1)
+        for one, at in zip(query[is_copy].tolist(), place[is_copy].tolist(), strict=True):  # in order of places
+            scores[one, at + 1] = scores[one, at]
+
+
+def best_of_blocks(
+    blocks: Iterable[tuple[int, np.ndarray]], queries: int, k: int, ties: TieOrder | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(q, k) int64 rows and float32 scores of the documents of highest score, best first, ties as in `exact_search`.
 
     A block is the row of its first document and the (q, n) scores of n consecutive documents. Memory grows with k only,
     which is at most the number of documents.
@@ -82,13 +115,14 @@ def best_of_blocks(blocks: Iterable[tuple[int, np.ndarray]], queries: int, k: in
         block_rows = np.arange(first, first + block.shape[1])
         rows = np.concatenate([rows, np.tile(block_rows, (queries, 1))], axis=1)
         if scores.shape[1] > 8 * k:  # cut seldom: each cut sorts
-            rows, scores = _best(rows, scores, k)
-    return _best(rows, scores, k)
+            rows, scores = _best(rows, scores, k, ties)
+    return _best(rows, scores, k, ties)
 
 
-def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _best(rows: np.ndarray, scores: np.ndarray, k: int, ties: TieOrder | None) -> tuple[np.ndarray, np.ndarray]:
     # rows are ascending or already best first, so that the stable order keeps ties by row
-    order = top_k(scores, k)
+    best = [top_k(values, k, ties_among(own, ties)) for own, values in zip(rows, scores, strict=True)]
+    order = np.array(best, dtype=np.int64).reshape(len(scores), min(k, scores.shape[1]))
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 

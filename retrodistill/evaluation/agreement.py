@@ -39,7 +39,7 @@ def agreements(
     by its order of the documents in the top 100 of any run, the same list for all runs. A recorded run is compared on
     its own queries.
 
-    The teacher is what `load_ranker` takes. Documents that are their own query are excluded. Judgments (`qrels`) are
+    The teacher is what `load_ranker` takes. Documents that are the query itself are excluded. Judgments (`qrels`) are
     for the ceiling. `teacher_run` has the teacher's own results, if they are known. With `rescore`, the teacher scores
     every system's top 100, for the ceiling and the calibration; without, there is no ceiling, and the calibration uses
     the pairs in `teacher_run`.
@@ -52,9 +52,10 @@ def agreements(
         recorded = set(teacher.run.query_ids)
         queries = queries.select([query for query in queries.ids if query in recorded])
         qrels = qrels and {query: grades for query, grades in qrels.items() if query in recorded}
-    own = {query: query for query in queries.ids}
+    own = collection.own_documents(queries.ids)
     systems = {name: run.select(queries.ids).without(own) for name, run in runs.items()}
-    tops = {name: run.top(DEPTH) for name, run in systems.items()}
+    # A teacher cannot score documents that are not in the collection, which a recorded run may have.
+    tops = {name: run.top(DEPTH).known([queries], collection.whole.documents)[0] for name, run in systems.items()}
     if teacher_run is not None:
         known = teacher_run.select(queries.ids)
     elif teacher.can_search:
@@ -87,9 +88,8 @@ def _scored(teacher: Ranker, collection: Collection, queries: Texts, pairs: Run)
     if teacher.run is None:
         return score_documents(teacher, queries, collection, pairs)
     run = teacher.run
-    if not teacher.ranks_documents(collection):  # it is over passages, or of another collection
-        run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
-        run = by_document(run) if collection.parents is not None else run
+    if collection.parents is not None and not teacher.ranks_documents(collection):  # it is over passages
+        run = by_document(run)
     return recorded_pairs(run, pairs, teacher.name)
 
 

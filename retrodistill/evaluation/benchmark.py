@@ -16,7 +16,7 @@ from retrodistill.core.runtime import log
 from retrodistill.data import Collection, load_collection
 from retrodistill.data.beir import FORUMS, is_collection, load_folder
 from retrodistill.data.parents import PassageSettings
-from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate
+from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig, evaluate, task_of
 from retrodistill.evaluation.systems import System, named_systems
 
 CQADUPSTACK = "cqadupstack"
@@ -76,13 +76,17 @@ def benchmark(
     rule = None if passages is None else PassageSettings.of(passages)
     if not listed:
         raise UserError("no collection to measure on; give at least one.")
+    opened: dict[str, Collection] = {}
+    for source in listed:  # all of them before the first is measured, so that mistakes are found before hours of work
+        collection = load_collection(source.load(), passages=rule)
+        if collection.name in opened:
+            raise UserError(f"two collections are named {collection.name}; rename the folder of one.")
+        opened[collection.name] = collection
+        task_of(collection, config)
     loaded: dict[str, System] = {}
     evaluations: list[Evaluation] = []
     rows = []
-    for number, source in enumerate(listed, start=1):
-        collection = load_collection(source.load(), passages=rule)
-        if collection.name in {evaluation.results.collection for evaluation in evaluations}:
-            raise UserError(f"two collections are named {collection.name}; rename the folder of one.")
+    for number, (source, collection) in enumerate(zip(listed, opened.values(), strict=True), start=1):
         if len(listed) > 1:
             log(f"{collection.name} ({number} of {len(listed)})")
         folder = None if out is None else Path(out).expanduser() / collection.name

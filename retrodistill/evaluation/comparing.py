@@ -68,8 +68,7 @@ def compare(
         UserError: Fewer than two systems, a missing measure, values that are not numbers, a duplicate query, or
             different sets of queries.
     """
-    if len(systems) < 2:
-        raise UserError(f"{len(systems)} system to compare ({sample_of(systems)}); give at least two.")
+    _check_number(list(systems))
     values = _aligned(systems, measure)
     arrays = {name: np.array(list(column.values())) for name, column in values.items()}
     names, queries = list(systems), list(values[next(iter(systems))])
@@ -89,6 +88,15 @@ def compare(
             for at in [*gained, *lost]
         ]
     return Comparison(measure, len(queries), {name: float(arrays[name].mean()) for name in names}, tests)
+
+
+def _check_number(systems: Sequence[str]) -> None:
+    if len(systems) < 2:
+        raise UserError(f"{len(systems)} system to compare ({sample_of(systems)}); give at least two.")
+
+
+def _tables(measured: Mapping[str, Measured]) -> dict[str, pa.Table]:
+    return {title: system.per_query for title, system in measured.items() if system.per_query is not None}
 
 
 def _aligned(systems: Mapping[str, pa.Table], measure: str) -> dict[str, dict[str, float]]:
@@ -122,7 +130,7 @@ def _aligned(systems: Mapping[str, pa.Table], measure: str) -> dict[str, dict[st
     return {name: {query: column[query] for query in columns[first]} for name, column in columns.items()}
 
 
-def compare_named(
+def compare_named(  # noqa: PLR0913 - one option each
     names: Sequence[str],
     collection: Collection | str | None = None,
     split: str | None = None,
@@ -131,12 +139,14 @@ def compare_named(
     *,
     every_pair: bool = False,
     shown: int = 5,
+    same_id: str | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Compare systems by name: ``FOLDER`` of an evaluation (all its systems), ``FOLDER:SYSTEM``, or as for `evaluate`.
 
     The last are measured now, on the split of the collection, which has the texts of queries too. With a teacher, what
-    `load_ranker` takes, agreement with it is also measured. The other arguments are those of `compare`.
+    `load_ranker` takes, agreement with it is also measured. `same_id` is that of
+    `EvaluationConfig`; the other arguments are those of `compare`.
 
     Raises:
         UserError: As `compare` and `evaluate`; or a collection is needed and not given.
@@ -150,9 +160,16 @@ def compare_named(
     new = [name for name in names if name not in homes]
     if new and source is None:
         raise UserError(f"{new[0]} is not an evaluated folder and would be measured now; give --collection.")
+    if source is not None and same_id is not None:
+        source = replace(source, same_id=same_id)
+    # Mistakes in evaluated folders are found before the others are measured.
+    before = _measured(list(homes), homes, {})
+    _check_number([*before, *new])
+    if tables := _tables(before):
+        _aligned(tables, measure)
     now = evaluate(new, source, EvaluationConfig(split, [measure])) if new and source else None
     measured = _measured(names, homes, {} if now is None else now.measured)
-    tables = {title: system.per_query for title, system in measured.items() if system.per_query is not None}
+    tables = _tables(measured)
     texts = None if source is None else source.queries
     comparison = compare(tables, measure, every_pair=every_pair, shown=shown, texts=texts, seed=seed)
     if now is not None:

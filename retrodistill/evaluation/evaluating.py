@@ -15,6 +15,7 @@ from retrodistill.core.files import exclusive, write_json
 from retrodistill.core.manifest import Manifest, hardware, library_versions
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, Texts
+from retrodistill.data.collection import check_same_id
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.cost import CostConfig, bytes_per_document, measure_cost
 from retrodistill.evaluation.examples import MEASURE, shown_queries
@@ -29,17 +30,20 @@ from retrodistill.evaluation.systems import (
     check_file_names,
     load_systems,
     named_systems,
+    own_documents_note,
     passages_note,
     split_of,
     version_note,
     write_per_query,
 )
-from retrodistill.rankers.documents import search_documents
+from retrodistill.rankers.documents import search_documents, searched
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.recorded import rows_of
 from retrodistill.runs.run import Run
 
 _EXAMPLES = 5
+_RULES = 2  # raise it where systems would be measured differently, so that earlier measurements are not reused
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class EvaluationConfig:
     depth: int = 1000  # documents retrieved per query; at most the size of the corpus
     teacher: Any = None  # a ranker: also measure agreement with it
     cost: CostConfig | None = None  # how cost is measured; None to skip it
+    same_id: str | None = None  # see `Collection`, which it replaces; None for the collection's
     command: str = ""  # that reproduces the results, for results.json
 
     def __post_init__(self) -> None:
@@ -58,6 +63,8 @@ class EvaluationConfig:
             raise UserError(f"depth {self.depth}: give at least 1.")
         for measure in self.measures or ():
             parse_measure(measure)
+        if self.same_id is not None:
+            check_same_id(self.same_id)
 
     def with_teacher(self) -> EvaluationConfig:
         """A copy with the teacher loaded: a wrong name fails before any work, and collections share the teacher."""
@@ -123,13 +130,15 @@ def evaluate(
         UserError: A system cannot search, or there is nothing to measure: no judgments, no teacher, no cost.
     """
     named, config = named_systems(systems), (config or EvaluationConfig()).with_teacher()
-    task, notes = _task(collection, config)
+    collection = collection if config.same_id is None else replace(collection, same_id=config.same_id)
+    task, notes = task_of(collection, config)
     candidates = load_systems(named, collection.name, {} if loaded is None else loaded)
     if out is None:
         return _evaluation(evaluate_systems(candidates, task, config), candidates, task, config, notes)
     check_file_names(named)
     threads = None if config.cost is None else config.cost.threads
     settings = {"split": task.split, "measures": config.columns, "depth": config.depth, "cost": threads}
+    settings |= {"same_id": collection.same_id, "rules": _RULES}
     folder = Folder(Path(out).expanduser(), Manifest("evaluation", {"collection": collection.fingerprint}, settings))
     with exclusive(folder.path / ".lock"):
         measured = {**folder.before(named), **evaluate_systems(candidates, task, config, folder)}
@@ -163,21 +172,25 @@ def evaluate_systems(
 
 
 def _measure(system: System, task: Task, config: EvaluationConfig) -> Measured:
-    ranker, queries = system.ranker, system.queries or task.queries
+    ranker, queries, notes = system.ranker, system.queries or task.queries, []
+    documents = searched(ranker, task.collection).documents
+    strange = None if ranker.run is None else ranker.run.known([task.collection.queries], documents)[1]
+    if strange is not None:
+        notes.append(f"{strange}; as in trec_eval, such queries do not count, and such documents are not relevant.")
     run = search(ranker, task.collection, queries, config.depth).renamed(system.name)
     cost = None
     if config.cost is not None and system.is_served:
         cost = measure_cost(ranker, task.collection, queries.texts, config.cost, system.source)
     answered = set(run.query_ids)
     lacking = [query for query in queries.ids if query not in answered]
-    note = (
-        f"{system.name}: {len(lacking)} of {len(queries)} queries have no results and count 0 ({sample_of(lacking)})."
-    )
+    if lacking:
+        named = sample_of(lacking)
+        notes.append(f"{system.name}: {len(lacking)} of {len(queries)} queries have no results and count 0 ({named}).")
     return Measured.of(
         run,
         None if task.grades is None else evaluate_run(run, task.grades, config.columns),
         cost,
-        note if lacking else "",
+        " ".join(notes),
         name=system.name,
         role=system.role,
         bytes_per_document=bytes_per_document(ranker, task.collection) if system.is_served else None,
@@ -187,18 +200,21 @@ def _measure(system: System, task: Task, config: EvaluationConfig) -> Measured:
 
 
 def search(ranker: Ranker, collection: Collection, queries: Texts, depth: int) -> Run:
-    """The best `depth` documents of each query; a document that is the query itself is excluded, as in beir.
+    """The best `depth` documents of each query, without those that are the query itself.
 
-    In a collection of passages, these are the documents that they were cut from.
+    In a collection of passages, these are the documents that they were cut from. In a recorded run, documents that are
+    not in the collection keep their ranks, as in trec_eval.
     """
-    documents = collection.whole.documents
-    own = bool((documents.positions(queries.ids) >= 0).any())
-    run = search_documents(ranker, queries, collection, min(depth + own, len(documents)))
-    return run.without({query: query for query in queries.ids}).top(depth)
+    own = collection.own_documents(queries.ids)
+    if ranker.run is not None and ranker.ranks_documents(collection):
+        run = rows_of(ranker.run, queries)
+    else:
+        run = search_documents(ranker, queries, collection, min(depth + bool(own), len(collection.whole.documents)))
+    return run.without(own).top(depth)
 
 
-def _task(collection: Collection, config: EvaluationConfig) -> tuple[Task, list[str]]:
-    """The queries with their judgments, and notes for the reader."""
+def task_of(collection: Collection, config: EvaluationConfig) -> tuple[Task, list[str]]:
+    """The queries with their judgments, and notes for the reader; a UserError if there is nothing to measure."""
     split, notes = split_of(collection, config.split), list(collection.warnings)
     notes += filter(None, [passages_note(collection)])
     queries = collection.split(split)
@@ -212,6 +228,8 @@ def _task(collection: Collection, config: EvaluationConfig) -> tuple[Task, list[
         notes.append(f"{collection.name} has no relevance judgments: quality is not measured.")
     elif version := version_note(collection, split):
         notes.append(version)
+    if own := own_documents_note(collection, queries):
+        notes.append(own)
     # Measures that are deeper than the retrieved lists are lower than their names say.
     deep = [measure for measure in config.columns if (parse_measure(measure).cutoff or 0) > max(config.depth, 10)]
     if deep and grades is not None:

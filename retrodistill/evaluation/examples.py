@@ -57,11 +57,12 @@ def side_by_side(task: Task, queries: Sequence[str], reference: Measured, other:
     missed = {query: _missed(known[query], [rankings.get(query, {}) for rankings in both]) for query in queries}
     shown = {name for rankings in both for query in queries for name in _first(rankings.get(query, {}))}
     names = sorted(shown.union(*missed.values()))
-    # Only the shown documents are looked up: the corpus may be large.
-    titles, bodies = whole.titles.select(names), whole.bodies.select(names)
-    texts: dict[str, dict[str, Any]] = {
-        name: {"title": snippet(titles[name], _TITLE), "text": snippet(bodies[name], _TEXT)} for name in names
-    }
+    # Only the shown documents are looked up: the corpus may be large. A recorded run may show documents of another.
+    in_corpus = [name for name, row in zip(names, whole.documents.positions(names), strict=True) if row >= 0]
+    titles, bodies = whole.titles.select(in_corpus), whole.bodies.select(in_corpus)
+    texts: dict[str, dict[str, Any]] = {name: {"title": "", "text": ""} for name in names}
+    for name in in_corpus:
+        texts[name] = {"title": snippet(titles[name], _TITLE), "text": snippet(bodies[name], _TEXT)}
 
     def hits(query: str, ranking: Ranking) -> list[Hit]:
         return [

@@ -58,9 +58,10 @@ class Measure:
 def evaluate_run(run: Run, qrels: Grades, measures: Sequence[str] = DEFAULT_MEASURES) -> pa.Table:
     """Measure a run per query, equal to beir's `EvaluateRetrieval` on complete runs.
 
-    Every judged query counts: a query without results has 0 for every measure. A document with the query's id is
-    excluded, as in beir (ArguAna, Quora). Ties are broken as in trec_eval, by document id descending, so that the
-    figures can be reproduced from the run file.
+    Every judged query counts: a query without results has 0 for every measure. All documents of the run count, those
+    with the id of their query too: beir drops these, and `Collection.own_documents` tells which are the query itself
+    (ArguAna, Quora): ``run.without(collection.own_documents(run.query_ids))``. Ranks are those of `Run.ranked`; by the
+    id, trec_eval breaks ties the other way round, and takes scores that are equal in float32 for ties.
 
     Args:
         run: Search results. Queries without judgments are ignored.
@@ -150,7 +151,7 @@ def _by_ir_measures(measures: Sequence[Measure], run: Run, qrels: Grades) -> dic
     """Values by name, in the order of `qrels`."""
     rows = {query: row for row, query in enumerate(qrels)}
     values = {measure.name: np.zeros(len(rows)) for measure in measures}
-    for scores in _blocks(run.select(qrels).without({query: query for query in run.query_ids})):
+    for scores in _blocks(run.select(qrels)):
         # pytrec_eval writes beyond its arrays for grades below -1, which trec_eval treats as -1.
         grades = {query: {document: max(grade, -1) for document, grade in qrels[query].items()} for query in scores}
         for measure in measures:  # one by one: custom gains would leak into measures of the same call (0.4.3)
@@ -161,26 +162,19 @@ def _by_ir_measures(measures: Sequence[Measure], run: Run, qrels: Grades) -> dic
 
 def _of_block(measure: Measure, grades: dict[str, dict[str, int]], scores: Scores) -> dict[str, float]:
     """Values by query, for a block of queries."""
-    import ir_measures
-
-    provider = _provider(measure)
-    if provider is not ir_measures.pytrec_eval:  # each other one breaks ties in its own way
-        scores = _without_ties(scores)
-    found = provider.evaluator([measure.computed], grades).iter_calc(scores)
+    found = _provider(measure).evaluator([measure.computed], grades).iter_calc(scores)
     return {metric.query_id: float(metric.value) for metric in found if metric.query_id in scores}
 
 
-def _without_ties(scores: Scores) -> Scores:
-    """Ranks as scores, in trec_eval's order (float32, then id), above 0: Compat takes 0 as not retrieved."""
-    ranked = {}
-    for query, documents in scores.items():
-        order = sorted((np.float32(score), document) for document, score in documents.items())
-        ranked[query] = {document: float(rank) for rank, (_, document) in enumerate(order, start=1)}
-    return ranked
-
-
 def _blocks(run: Run) -> Iterator[Scores]:
-    """The run as dictionaries of Python floats, a block of queries at a time."""
-    queries = iter(run)
+    """The run as dictionaries of Python floats, a block of queries at a time.
+
+    Scores are strictly descending ranks, since every provider breaks ties in its own way, and pytrec_eval takes scores
+    as float32. They are above 0: Compat takes 0 as not retrieved.
+    """
+    queries = iter(run.with_scores(-run.ranks))
     while block := list(islice(queries, _BLOCK)):
-        yield {query: dict(zip(documents, scores.tolist(), strict=True)) for query, documents, scores in block}
+        yield {
+            query: dict(zip(documents, (scores + len(scores) + 1).tolist(), strict=True))
+            for query, documents, scores in block
+        }

@@ -16,10 +16,10 @@ MEASURES = ("nDCG", "AP", "P", "R", "RR")  # names of ir_measures
 
 
 class JudgedRanks:
-    """Ranks of the judged documents of a run, in trec_eval's order: float32 score, then document id, both descending.
+    """Ranks of the judged documents of a run, in the order of `Run.ranked`.
 
-    A document with the query's id is not ranked. Queries are those of the judgments; the results of the others do not
-    count. Values are (queries,) float64; a query without results has 0.
+    Queries are those of the judgments; the results of the others do not count. Values are (queries,) float64; a query
+    without results has 0.
     """
 
     def __init__(self, run: Run, qrels: Mapping[str, Mapping[str, int]]) -> None:
@@ -61,19 +61,17 @@ class JudgedRanks:
 
     def _rank(self, judged_ids: list[str], query_ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
         names, documents = self._run.coded_documents
-        scores, bounds = self._run.scores.astype(np.float32), self._run.bounds
+        ranked, bounds = self._run.ranks, self._run.bounds
         codes = _codes(judged_ids, names)
-        own = _codes(self._run.query_ids, names)  # the document with the query's id
         starts = np.searchsorted(self._owners, np.arange(self._queries + 1))
-        rows = {query: row for row, query in enumerate(query_ids)}
+        row_of = {query: row for row, query in enumerate(query_ids)}
         place_of = np.full(len(names), -1)  # of a document's judgment for the query at hand
         places, ranks = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for at, query in enumerate(self._run.query_ids):
-            if (row := rows.get(query)) is None:
+            if (row := row_of.get(query)) is None:
                 continue
-            listed, values = documents[bounds[at] : bounds[at + 1]], scores[bounds[at] : bounds[at + 1]]
-            if own[at] >= 0:
-                listed, values = listed[listed != own[at]], values[listed != own[at]]
+            rows = slice(bounds[at], bounds[at + 1])
+            listed = documents[rows]
             self._retrieved[row] = len(listed)
             judged = np.arange(starts[row], starts[row + 1])
             judged = judged[codes[judged] >= 0]
@@ -81,27 +79,10 @@ class JudgedRanks:
             hits = np.flatnonzero(place_of[listed] >= 0)
             places.append(place_of[listed[hits]])
             place_of[codes[judged]] = -1
-            ranks.append(self._ranks_of(hits, listed, values))
+            ranks.append(ranked[rows][hits])
         place, rank = np.concatenate(places), np.concatenate(ranks)
         order = np.lexsort((rank, self._owners[place]))
         return place[order], rank[order]
-
-    def _ranks_of(self, hits: np.ndarray, documents: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        ascending = np.sort(scores)
-        first, last = (len(scores) - np.searchsorted(ascending, scores[hits], side=side) for side in ("right", "left"))
-        if (last == first + 1).all():  # nothing ties with them
-            return last
-        ranks = np.empty(len(scores), dtype=np.int64)
-        ranks[np.lexsort((-self._by_id[documents], -scores))] = np.arange(1, len(scores) + 1)
-        return ranks[hits]
-
-    @cached_property
-    def _by_id(self) -> np.ndarray:
-        """(documents,) place of each document in the order of ids."""
-        order = pc.sort_indices(self._run.coded_documents[0]).to_numpy().astype(np.int64)
-        places = np.empty_like(order)
-        places[order] = np.arange(len(order))
-        return places
 
     @cached_property
     def _ideal(self) -> tuple[np.ndarray, np.ndarray]:

@@ -154,6 +154,17 @@ def version_note(collection: Collection, split: str) -> str | None:
     return f"{_TOUCHE} has {count:,} judgments; BEIR's version 2 has {_TOUCHE_V2:,}: not comparable with its table."
 
 
+def own_documents_note(collection: Collection, queries: Texts) -> str | None:
+    """How many of the queries have results without the document of their id; None for none."""
+    own = collection.own_documents(queries.ids)
+    if not own:
+        return None
+    why = "as asked" if collection.same_id == "drop" else "which has the query's text: it is the query itself"
+    return (
+        f"the document with the query's ID is left out of the results of {len(own)} of {len(queries)} queries, {why}."
+    )
+
+
 def passages_note(collection: Collection) -> str | None:
     """What a reader must know about a collection of passages."""
     if collection.parents is None:

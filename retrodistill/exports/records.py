@@ -22,7 +22,7 @@ from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.data.parents import Parents
 from retrodistill.data.passages import with_passages
-from retrodistill.data.texts import Texts, duplicates
+from retrodistill.data.texts import Texts, duplicates, id_places
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
@@ -32,7 +32,7 @@ from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
 from retrodistill.indexes.registry import load_index
 from retrodistill.runs.documents import PASSAGE
-from retrodistill.runs.run import Run, top_k
+from retrodistill.runs.run import Run, TieOrder, top_k
 
 Kind = Literal["dense", "sparse", "multi-vector"]
 Vectors: TypeAlias = "np.ndarray | csr_array | Tokens"
@@ -244,19 +244,26 @@ def score_matrix(queries: Any, documents: Any) -> np.ndarray:
 def exact_search(batches: Iterable[tuple[Sequence[str], Vectors]], queries: Any, k: int) -> Answers:
     """The k best documents of each query by `score_matrix`, from batches of ids and vectors of the queries' kind.
 
+    Of documents that tie for the last places, those of the lowest ids.
+
     Memory grows with a batch and k, not with the documents.
     """
     count = len(queries) if isinstance(queries, Tokens) else queries.shape[0]
     ids, scores = np.zeros((count, 0), dtype=object), np.zeros((count, 0), dtype=np.float32)
     for batch_ids, vectors in batches:
-        batch_scores = score_matrix(queries, vectors)
-        best = top_k(batch_scores, k)
-        ids = np.concatenate([ids, np.asarray(batch_ids, dtype=object)[best]], axis=1)
+        batch_scores, names = score_matrix(queries, vectors), np.asarray(batch_ids, dtype=object)
+        best = top_k(batch_scores, k, _by_id(names))
+        ids = np.concatenate([ids, names[best]], axis=1)
         scores = np.concatenate([scores, np.take_along_axis(batch_scores, best, axis=1)], axis=1)
-        best = top_k(scores, k)
+        kept = [top_k(values, k, _by_id(own)) for own, values in zip(ids, scores, strict=True)]
+        best = np.array(kept, dtype=np.int64).reshape(count, min(k, scores.shape[1]))
         ids, scores = (np.take_along_axis(table, best, axis=1) for table in (ids, scores))
     rows = zip(ids.tolist(), scores.tolist(), strict=True)
     return [[pair for pair in zip(*row, strict=True) if np.isfinite(pair[1])] for row in rows]
+
+
+def _by_id(ids: np.ndarray) -> TieOrder:
+    return lambda rows: id_places(pa.array(ids[rows], pa.string()))
 
 
 def run_of(answers: Answers, query_ids: Sequence[str] | None = None, name: str = "run") -> Run:

@@ -20,7 +20,7 @@ from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.data.collection import Collection
 from retrodistill.data.parents import Parents, PassageSettings
 from retrodistill.data.passages import cut_documents, untitled, with_passages
-from retrodistill.data.texts import Texts
+from retrodistill.data.texts import Texts, id_places
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, EmbeddingSpace, TextModel
 from retrodistill.encoders.embeddings import embed
@@ -74,6 +74,7 @@ class Index(Ranker):
             )
         self.ids, self.space, self.name, self._documents = list(ids), space, name, documents
         self._queries_by: str | None = None  # model whose token weights replace it
+        self._id_places: np.ndarray | None = None  # of `ids`, once ties need it
         self._set_queries(queries)
 
     def __len__(self) -> int:
@@ -163,6 +164,7 @@ class Index(Ranker):
         self._check_values(vectors, ids, "documents")
         self.made_from = ""
         self._append(vectors)
+        self._id_places = None
         if self.parents is None:
             self.ids += list(ids)
         else:
@@ -188,6 +190,7 @@ class Index(Ranker):
         if self.parents is not None:
             self.parents = self.parents.without(gone)
         self.ids = [id_ for id_, is_gone in zip(self.ids, gone.tolist(), strict=True) if not is_gone]
+        self._id_places = None
 
     def search(
         self,
@@ -223,7 +226,7 @@ class Index(Ranker):
             run = in_blocks(find, len(texts), passages)
         if collection is None:
             return run
-        run.require(run.query_ids, collection.documents.ids)
+        run.positions(texts, collection.documents)  # refuses unknown ids
         return run
 
     def search_vectors(
@@ -335,6 +338,12 @@ class Index(Ranker):
         rows, scores = self._best(vectors, k)
         return Run.from_matrix(query_ids, self.ids, rows, scores, name=self.name).ranked()
 
+    def _id_order(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) int64 keys that sort rows by ascending document id: the rule for equal scores."""
+        if self._id_places is None:
+            self._id_places = id_places(pa.array(self.ids, pa.string()))
+        return self._id_places[rows]
+
     def _held(self) -> tuple[int, int]:
         """Documents in it, and their dimension."""
         raise NotImplementedError
@@ -356,7 +365,10 @@ class Index(Ranker):
         raise NotImplementedError
 
     def _best(self, vectors: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (q, k) int64 and scores (q, k) float32; -1 where fewer than k were found."""
+        """Rows (q, k) int64 and scores (q, k) float32; -1 where fewer than k were found.
+
+        Of documents that tie for the last places, those of the lowest `_id_order`, as far as the kind can.
+        """
         raise NotImplementedError
 
     def _settings(self) -> dict[str, Any]:

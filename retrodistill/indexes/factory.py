@@ -68,7 +68,7 @@ def build_faiss(
     except (RuntimeError, MemoryError) as error:
         raise UserError(
             f"factory {factory!r} cannot be filled with {count} vectors of {dimension} dimensions "
-            f"({_reason(error)}); choose another, e.g. 'SQ8' or 'Flat'."
+            f"({_reason(error)}); {_smaller(factory)}."
         ) from error
     return index
 
@@ -85,8 +85,7 @@ def empty_index(factory: str, dimension: int, vectors: int, parameters: str | No
         needed = 1 if index.is_trained else fewest_vectors(index)
     if vectors < needed:
         raise UserError(
-            f"factory {factory!r} needs at least {needed} vectors to train, there are {vectors}; "
-            "choose a smaller one, e.g. 'SQ8' or 'Flat'."
+            f"factory {factory!r} needs at least {needed} vectors to train, there are {vectors}; {_smaller(factory)}."
         )
     if parameters:
         set_parameters(index, parameters)
@@ -163,21 +162,79 @@ def known_parameters(index: Any) -> dict[str, int]:
     return {"efSearch": _UNLIMITED} if isinstance(index, faiss.IndexHNSW) else {}
 
 
+def check_scores(index: Any) -> None:
+    """Refuse an index whose scores are not inner products: those of Euclidean distance rank the nearest last.
+
+    The quantizer of inverted lists may have any metric: it chooses lists and does not score.
+    """
+    for part in _scoring_parts(index):
+        if not isinstance(part, faiss.Index) or part.metric_type != faiss.METRIC_INNER_PRODUCT:
+            metric = "Euclidean distances" if getattr(part, "metric_type", 0) == faiss.METRIC_L2 else "another metric"
+            raise UserError(
+                f"{type(part).__name__} searches by {metric}, smaller is better, and an index of documents by inner "
+                "products; add the vectors to one of METRIC_INNER_PRODUCT, such as IndexFlatIP, or use build_index."
+            )
+
+
+def _scoring_parts(index: Any) -> Iterator[Any]:
+    """The index and its parts whose metric decides scores."""
+    index = faiss.downcast_index(index) if isinstance(index, faiss.Index) else index
+    yield index
+    for name in ("index", "base_index", "refine_index", "storage"):
+        if inner := getattr(index, name, None):
+            yield from _scoring_parts(inner)
+    if isinstance(index, (faiss.IndexShards, faiss.IndexReplicas)):
+        for place in range(index.count()):
+            yield from _scoring_parts(index.at(place))
+
+
+def own_labels(index: Any) -> np.ndarray | None:
+    """(n,) int64 labels that an `IndexIDMap` gives to its documents; None for any other index."""
+    index = _behind_transforms(index)
+    return faiss.vector_to_array(index.id_map) if isinstance(index, faiss.IndexIDMap) else None
+
+
+def sampled_lengths(index: Any, count: int) -> tuple[np.ndarray, bool]:
+    """Lengths of up to `count` vectors of the index, and whether it holds these exactly or as codes of each number.
+
+    There are none for other codes, which tell little about lengths.
+    """
+    holder, exact = vector_holder(index), True
+    if isinstance(holder, faiss.IndexIVFFlat):
+        number = max(range(holder.nlist), key=holder.invlists.list_size)
+        size = min(count, holder.invlists.list_size(number))
+        vectors = faiss.rev_swig_ptr(holder.invlists.get_codes(number), size * holder.code_size).view(np.float32)
+        return np.linalg.norm(vectors.reshape(size, holder.d), axis=1), exact
+    if holder is None:
+        holder, exact = _behind_transforms(index), False
+        if isinstance(holder, faiss.IndexIDMap):
+            holder = _behind_transforms(holder.index)
+        if not isinstance(holder, faiss.IndexScalarQuantizer):
+            return np.zeros(0, dtype=np.float32), exact
+    rows = np.unique(np.linspace(0, holder.ntotal - 1, min(holder.ntotal, count)).astype(np.int64))
+    vectors = np.reshape([holder.reconstruct(row) for row in rows.tolist()], (len(rows), holder.d))
+    return np.linalg.norm(vectors, axis=1), exact
+
+
 def keeps_labels(index: Any) -> bool:
-    """Whether documents keep their labels when others are removed (inverted lists), or move up."""
-    return isinstance(_behind_transforms(index), faiss.IndexIVF)
+    """Whether documents keep their labels when others are removed (inverted lists, maps of ids), or move up."""
+    return isinstance(_behind_transforms(index), (faiss.IndexIVF, faiss.IndexIDMap))
 
 
 def can_remove(index: Any) -> bool:
     """Whether documents can be removed: not from graphs, refined and fast-scan indexes."""
     # In fast-scan kinds of faiss 1.15, codes that are added after a removal overwrite others.
     core = _behind_transforms(index)
+    if isinstance(core, faiss.IndexIDMap):
+        return can_remove(core.index)
     return not isinstance(core, (faiss.IndexHNSW, faiss.IndexRefine)) and not type(core).__name__.endswith("FastScan")
 
 
 def vector_holder(index: Any) -> Any:
     """The part that holds the vectors as they were given (Flat, also in HNSW and RFlat, or IVF,Flat), or None."""
     index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexIDMap):
+        return vector_holder(index.index)
     if isinstance(index, faiss.IndexRefine):
         index = faiss.downcast_index(index.refine_index)
     elif isinstance(index, faiss.IndexHNSW):
@@ -276,7 +333,7 @@ def _train(index: Any, vectors: np.ndarray, factory: str) -> None:
         if hasattr(part, "do_polysemous_training"):
             part.do_polysemous_training = False
     centroids = _centroids(index)
-    if len(vectors) < centroids * _PER_CENTROID:
+    if centroids > 1 and len(vectors) < centroids * _PER_CENTROID:  # kinds without centroids need no k-means
         log(
             f"{factory}: {len(vectors):,} vectors train {centroids:,} centroids, and k-means asks for "
             f"{centroids * _PER_CENTROID:,}: codes may be coarse; 'SQ8' and 'Flat' need none."
@@ -329,6 +386,12 @@ def _transforms(index: Any) -> list[Any]:
 def _behind_transforms(index: Any) -> Any:
     index = faiss.downcast_index(index)
     return _behind_transforms(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+
+
+def _smaller(factory: str) -> str:
+    """Advice on what to choose in place of a factory."""
+    others = [repr(other) for other in ("SQ8", "Flat") if other != factory]
+    return f"choose a smaller one, e.g. {' or '.join(others)}"
 
 
 def _unreadable(factory: str, dimension: int, reason: str) -> UserError:

@@ -28,10 +28,13 @@ from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.factory import (
     build_faiss,
     can_remove,
+    check_scores,
     empty_index,
     file_bytes,
     keeps_labels,
+    own_labels,
     read_faiss,
+    sampled_lengths,
     set_parameters,
     vector_holder,
     written_parameters,
@@ -39,6 +42,7 @@ from retrodistill.indexes.factory import (
 from retrodistill.indexes.registry import IndexKind
 from retrodistill.indexes.tuning import TuningResult, choose_factory, exact_labels, tune
 from retrodistill.rankers.protocol import Queries, as_queries, check_k
+from retrodistill.runs.run import ties_among, top_k
 from retrodistill.training.texts import training_queries, training_texts
 
 _FAISS_FILE = "index.faiss"
@@ -46,6 +50,8 @@ _UNIT_TOLERANCE = 1e-3  # unit vectors from float16 stores are off by as much
 _LARGEST = 1e15  # its square, summed over a thousand dimensions, is well within float32
 _NEIGHBORS, _RECALL = 10, 0.95  # `auto` tunes for these unless a recall is given
 _TUNING_QUERIES, _FEWEST_QUERIES = 200, 20
+_SAMPLED, _LONGEST_CODE = 64, 1.2  # vectors whose length is checked; codes of unit vectors are hardly longer than 1
+_TIED_DEPTHS = (32, 1024)  # documents beyond k that are searched for those that tie with place k
 _MOST_SENTENCES = 100_000  # that tuning queries are drawn from
 
 
@@ -73,8 +79,9 @@ class FaissSettings(Settings):
 class FaissIndex(Index):
     """A plain FAISS index with document ids, the contract of its embedding space, and a query encoder of that space.
 
-    `index` is the filled FAISS index of the string `factory`, `labels` are (n,) int64, ascending, the documents' labels
-    in it, by default 0, 1...; for the others see `Index`.
+    `index` is the filled FAISS index of the string `factory`, by inner products, of unit vectors for a cosine space.
+    `labels` are (n,) int64, ascending, the documents' labels in it, by default those of an `IndexIDMap`, or 0, 1...
+    For the others see `Index`. An index of another metric, or of other labels, is a UserError.
     """
 
     index_kind, encoder_kinds = "faiss", DENSE
@@ -91,9 +98,16 @@ class FaissIndex(Index):
         labels: np.ndarray | None = None,
         documents: Encoder | None = None,
     ) -> None:
+        check_scores(index)
         self.index, self.factory = index, factory
         super().__init__(ids, space, queries, name, documents)
-        self.labels = np.arange(len(ids)) if labels is None else np.asarray(labels, dtype=np.int64)
+        own = own_labels(index)
+        if labels is None:
+            labels = np.arange(len(ids)) if own is None else own
+        self.labels = np.asarray(labels, dtype=np.int64)
+        _check_labels(self.labels, own)
+        if space.norm == "unit":
+            self._check_unit_length()
         self._parameters: dict[str, int] = {}
 
     def fingerprint(self, collection: Collection) -> str:
@@ -201,6 +215,20 @@ class FaissIndex(Index):
 
         return self.labels[exact_search(queries, _Prepared(documents, documents.shape[1], prepare), k)[0]]
 
+    def _check_unit_length(self) -> None:
+        """Refuse inner products of vectors that are not of unit length, which are no cosines.
+
+        A sample shows it: exactly where the index holds the vectors, and where codes are decoded if they are longer.
+        """
+        lengths, exact = sampled_lengths(self.index, _SAMPLED)
+        off = (np.abs(lengths - 1) > _UNIT_TOLERANCE) & (lengths > 0) if exact else lengths > _LONGEST_CODE
+        if off.any():
+            raise UserError(
+                f"{int(off.sum())} of {len(lengths)} sampled vectors of this FAISS index are not of unit length (up to "
+                f"{lengths.max():.3g}), and documents by {self.documents_by} are compared by cosine; normalize the "
+                "vectors before they are added (faiss.normalize_L2)."
+            )
+
     def _held(self) -> tuple[int, int]:
         return self.index.ntotal, self.index.d
 
@@ -233,8 +261,32 @@ class FaissIndex(Index):
         self.labels = kept if keeps_labels(self.index) else np.arange(len(kept))
 
     def _best(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        scores, labels = self.index.search(np.ascontiguousarray(vectors), k)
-        return np.where(labels < 0, -1, np.searchsorted(self.labels, labels)), scores
+        vectors = np.ascontiguousarray(vectors)
+        # FAISS keeps any of the documents that tie for the last places. One more than k shows where that matters.
+        rows, scores = self._search(vectors, min(k + 1, len(self)))
+        tied = np.flatnonzero(_ties_at(rows, scores, k))
+        best = rows[:, :k].copy(), scores[:, :k].copy()
+        for deeper in _TIED_DEPTHS:
+            if not len(tied):
+                break
+            rows, scores = self._search(vectors[tied], min(k + deeper, len(self)))
+            for query, own, values in zip(tied, rows, scores, strict=True):
+                order = top_k(np.where(own < 0, -np.inf, values), k, ties_among(own, self._id_order))
+                best[0][query], best[1][query] = own[order], values[order]
+            whole = rows.shape[1] == len(self)
+            tied = tied[(scores[:, -1] == scores[:, k - 1]) & (rows[:, -1] >= 0) & (not whole)]
+        return best
+
+    def _search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (q, k) int64, -1 for none, and scores (q, k) float32, as FAISS finds them."""
+        scores, labels = self.index.search(vectors, k)
+        rows = np.minimum(np.searchsorted(self.labels, labels), len(self) - 1)
+        if (strange := labels[(labels >= 0) & (self.labels[rows] != labels)]).size:
+            raise UserError(
+                f"the FAISS index found a document of label {strange[0]}, which is not among the {len(self)} labels of "
+                "this index; give labels=, those under which the documents were added to it, in the order of ids."
+            )
+        return np.where(labels < 0, -1, rows), scores
 
     def _settings(self) -> dict[str, Any]:
         return {"factory": self.factory} | ({"parameters": self.parameters} if self.parameters else {})
@@ -308,6 +360,21 @@ def _held_out(collection: Collection) -> Texts:
         queries = sentences.texts
     step = max(1, len(queries) // _TUNING_QUERIES)
     return queries.select(queries.ids[::step][:_TUNING_QUERIES])
+
+
+def _check_labels(labels: np.ndarray, own: np.ndarray | None) -> None:
+    """Refuse labels that are not ascending, or not those of the FAISS index."""
+    if (np.diff(labels) <= 0).any():
+        raise UserError("labels of a FAISS index are not ascending; add the documents in the order of their labels.")
+    if own is not None and not np.array_equal(own, labels):
+        raise UserError("labels differ from the ids in the FAISS index (IndexIDMap); leave labels= out.")
+
+
+def _ties_at(rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
+    """(q,) bool: the results at places k and k + 1 tie."""
+    if rows.shape[1] <= k:
+        return np.zeros(len(rows), dtype=bool)
+    return (scores[:, k] == scores[:, k - 1]) & (rows[:, k] >= 0)
 
 
 def _check_lengths(vectors: np.ndarray, ids: Sequence[str], *, unit: bool) -> None:

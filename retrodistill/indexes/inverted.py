@@ -137,7 +137,7 @@ class InvertedIndex(Index):
             self.postings = Postings.from_csr(matrix, self.settings.bits, scales)
 
     def _best(self, vectors: csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:
-        return search_rows(self.postings, vectors, k)
+        return search_rows(self.postings, vectors, k, self._id_order)
 
     def _settings(self) -> dict[str, Any]:
         return self.settings.model_dump(exclude=_OF_THE_OTHER[self.settings.backend])

@@ -25,6 +25,7 @@ import numpy as np
 from retrodistill.encoders.multi_vector import Tokens, best_documents, blocks_of
 from retrodistill.indexes.int8 import Int8Tokens, limits_of, to_int8
 from retrodistill.indexes.tokens import TokenStore
+from retrodistill.runs.run import TieOrder, ties_among
 
 _SINGLE = 2.0**-21  # 8 u
 _QUERY_TOKENS = 64  # of a block, whose products take 4 MiB
@@ -32,21 +33,22 @@ _SCORES = 2**18  # whose bounds are compared at once, in 2 MiB: block by block t
 
 
 def best_of_store(
-    store: TokenStore, queries: Tokens, k: int, rows: np.ndarray | None = None
+    store: TokenStore, queries: Tokens, k: int, rows: np.ndarray | None = None, ties: TieOrder | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(q, k) int64 rows and float32 scores of the documents of highest MaxSim, best first, ties by row.
+    """(q, k) int64 rows and float32 scores of the documents of highest MaxSim, best first, ties as in `exact_search`.
 
     They are among (m,) ascending `rows`, by default all; if those are fewer than k, so are the results. Queries need at
     least one token each.
     """
     rows = np.arange(len(store)) if rows is None else rows
     if not len(queries) or 2 * k >= len(rows) or not _has_int8():
-        places, scores = best_documents(queries, store.blocks(rows), k)
+        places, scores = best_documents(queries, store.blocks(rows), k, ties_among(rows, ties))
         return rows[places], scores
     best = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float32)
     for query, possible in enumerate(_possible(store, queries, k, rows)):
-        places, scores[query] = best_documents(queries.slice(query, query + 1), store.blocks(possible), k)
+        only = queries.slice(query, query + 1)
+        places, scores[query] = best_documents(only, store.blocks(possible), k, ties_among(possible, ties))
         best[query] = possible[places[0]]
     return best, scores
 

@@ -138,13 +138,14 @@ class MultiVectorIndex(Index):
 
     def _best(self, vectors: Tokens, k: int) -> tuple[np.ndarray, np.ndarray]:
         if self.candidate_index is None:
-            rows, scores = best_of_store(self.store, vectors, k)
+            rows, scores = best_of_store(self.store, vectors, k, ties=self._id_order)
         else:
             rows = np.full((len(vectors), k), -1, dtype=np.int64)
             scores = np.zeros((len(vectors), k), dtype=np.float32)
             for query, nearest in enumerate(self.candidate_index.candidates(vectors, k)):
                 candidates = np.sort(nearest)  # so that ties are by row
-                found, best = best_of_store(self.store, vectors.slice(query, query + 1), k, candidates)
+                only = vectors.slice(query, query + 1)
+                found, best = best_of_store(self.store, only, k, candidates, self._id_order)
                 rows[query, : found.shape[1]], scores[query, : found.shape[1]] = found[0], best[0]
         if self.space.similarity == "meanmaxsim":
             scores = scores / vectors.lengths[:, None]

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError
+from retrodistill.runs.run import TieOrder
 
 _NAME, _FILE = "seismic", "seismic.index.seismic"  # the library appends ".index.seismic" to the name
 _ROWS = "seismic-rows.npy"
@@ -74,8 +75,13 @@ class SeismicPostings:
         weights = np.concatenate([np.asarray(weights, dtype=np.float32) for _, weights in held])
         return csr_array((weights, terms, np.concatenate([[0], np.cumsum(counts)])), (self.documents, self.terms))
 
-    def search(self, terms: np.ndarray, weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """About the k documents of highest positive score; arguments and results as for `Postings.search`."""
+    def search(
+        self, terms: np.ndarray, weights: np.ndarray, k: int, ties: TieOrder | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """About the k documents of highest positive score; arguments and results as for `Postings.search`.
+
+        Which documents that tie for the last places are found is up to the library: `ties` has no effect.
+        """
         results = self.index.search(
             query_id="",
             query_components=terms.astype(np.int64).astype(self._string_type),

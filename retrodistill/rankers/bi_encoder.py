@@ -21,7 +21,7 @@ from retrodistill.encoders.vectors import check_finite, exact_search, join_best,
 from retrodistill.rankers.corpus import CorpusScores, Products
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
 from retrodistill.rankers.protocol import Ranker, Stage, Work, distinct_texts
-from retrodistill.runs.run import Run
+from retrodistill.runs.run import Run, ties_among
 
 HELD = 200_000  # documents; searches of larger corpora do not hold all vectors in memory
 BLOCK = 16_384  # documents
@@ -107,7 +107,8 @@ class DenseRanker(BiEncoderRanker):
         ids = collection.documents.ids
         vectors = self._document_vectors(collection.documents.column, collection)
         check_finite(vectors, ids, self.documents.name)
-        rows, scores = exact_search(self._query_vectors(queries.texts, collection), vectors, k)
+        query_vectors = self._query_vectors(queries.texts, collection)
+        rows, scores = exact_search(query_vectors, vectors, k, collection.documents.id_order)
         return Run.from_matrix(queries.ids, ids, rows, scores, name=self.name)
 
     def stream(self, queries: Texts, collection: Collection, k: int) -> Run:
@@ -120,8 +121,9 @@ class DenseRanker(BiEncoderRanker):
         with bar(len(documents), f"searching ({self.name})", "documents") as progress:
             for start, block in self._blocks(collection):
                 check_finite(block, documents.table["id"].slice(start, len(block)).to_pylist(), self.documents.name)
-                rows, scores = exact_search(vectors, block, k)
-                best = join_best(best, (rows + start, scores), k)
+                in_block = ties_among(np.arange(start, start + len(block)), documents.id_order)
+                rows, scores = exact_search(vectors, block, k, in_block)
+                best = join_best(best, (rows + start, scores), k, documents.id_order)
                 progress.update(len(block))
         used = np.unique(best[0])
         ids = dict(zip(used.tolist(), documents.table["id"].take(pa.array(used)).to_pylist(), strict=True))
@@ -159,8 +161,9 @@ class SparseRanker(BiEncoderRanker):
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k documents of highest inner product among those that share a term with the query."""
         vectors = self._query_vectors(queries.texts, collection)
-        rows, scores = search_rows(self._postings(collection), vectors, min(k, len(collection.documents)))
-        return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
+        documents = collection.documents
+        rows, scores = search_rows(self._postings(collection), vectors, min(k, len(documents)), documents.id_order)
+        return Run.from_matrix(queries.ids, documents.ids, rows, scores, name=self.name)
 
     def timed_stages(self, collection: Collection, k: int) -> Sequence[Stage]:
         """Encoding of queries, and search of the postings."""
@@ -185,10 +188,11 @@ class MultiVectorRanker(BiEncoderRanker):
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k documents of highest MaxSim."""
         tokens = self._query_vectors(queries.texts, collection)
-        rows, scores = best_documents(tokens, self._blocks(collection), min(k, len(collection.documents)))
+        documents = collection.documents
+        rows, scores = best_documents(tokens, self._blocks(collection), min(k, len(documents)), documents.id_order)
         if self.queries.similarity == "meanmaxsim":
             scores = scores / tokens.lengths[:, None]
-        return Run.from_matrix(queries.ids, collection.documents.ids, rows, scores, name=self.name)
+        return Run.from_matrix(queries.ids, documents.ids, rows, scores, name=self.name)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with MaxSim, computed for one query's documents at a time."""

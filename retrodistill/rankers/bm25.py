@@ -51,13 +51,14 @@ class BM25:
         """The k best documents that share a term with the query.
 
         Returns:
-            rows (q, k) int64, padded with -1, and scores (q, k) float32; the order of ties is undefined.
+            rows (q, k) int64, padded with -1, and scores (q, k) float32, best first. Of documents that tie for the last
+            places, those of the lowest ids.
         """
         k = min(k, len(self.documents))
         rows = np.full((len(texts), k), -1, dtype=np.int64)
         best_scores = np.zeros((len(texts), k), dtype=np.float32)
         for query, scores in enumerate(self.scores(texts)):
-            best = top_k(scores, k)
+            best = top_k(scores, k, self.documents.id_order)
             best = best[scores[best] > 0]
             rows[query, : len(best)], best_scores[query, : len(best)] = best, scores[best]
         return rows, best_scores

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.runs.run import top_k
+from retrodistill.runs.run import TieOrder, top_k
 
 _LEVELS = 2**8 - 1  # of an 8-bit impact
 _GROUP = 2**22  # postings that are added at once, and copied for it
@@ -87,14 +87,16 @@ class Postings:
             scores += csc_array((impacts, rows, pointers), shape=(self.documents, len(group))) @ steps[group]
         return scores
 
-    def search(self, terms: np.ndarray, weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k documents of highest positive score, or fewer. Arguments as for `scores`.
+    def search(
+        self, terms: np.ndarray, weights: np.ndarray, k: int, ties: TieOrder | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k documents of highest positive score, or fewer. Arguments as for `scores`, and `ties` as for `top_k`.
 
         Returns:
             rows (found,) int64 and scores (found,) float32, best first, ties by row.
         """
         scores = self.scores(terms, weights)
-        best = top_k(scores, k)
+        best = top_k(scores, k, ties)
         best = best[scores[best] > 0]
         return best, scores[best]
 
@@ -113,7 +115,9 @@ class Postings:
         return cls(bounds, rows, impacts, scales, documents, bits)
 
 
-def search_rows(postings: Any, queries: csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:
+def search_rows(
+    postings: Any, queries: csr_array, k: int, ties: TieOrder | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Search postings (of any class with their `search`) with each row of (q, terms) queries.
 
     Returns:
@@ -123,7 +127,7 @@ def search_rows(postings: Any, queries: csr_array, k: int) -> tuple[np.ndarray, 
     scores = np.zeros((queries.shape[0], k), dtype=np.float32)
     for query in range(queries.shape[0]):
         own = slice(queries.indptr[query], queries.indptr[query + 1])
-        best, values = postings.search(queries.indices[own], queries.data[own], k)
+        best, values = postings.search(queries.indices[own], queries.data[own], k, ties)
         rows[query, : len(best)], scores[query, : len(best)] = best, values
     return rows, scores
 

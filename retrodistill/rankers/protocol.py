@@ -85,6 +85,10 @@ class Ranker:
         """Digest of everything except the texts that determines its scores; empty (never reused) if unknown."""
         return ""
 
+    def known_run(self, collection: Collection, queries: Texts | None = None) -> Run | None:
+        """The recorded scores of queries and documents of the collection, and of `queries`; None without a `run`."""
+        return None
+
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The best k documents of each query, or fewer if the ranker finds fewer."""
         raise UserError(cannot_search(self.name))

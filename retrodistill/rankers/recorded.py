@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
-from retrodistill.data.collection import Collection
+from retrodistill.core.runtime import log
+from retrodistill.data.collection import Collection, of_originals
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.protocol import Ranker
@@ -26,6 +29,7 @@ class RecordedRanker(Ranker):
 
     def __init__(self, run: Run, name: str | None = None) -> None:
         self.run, self.name = run, name or run.name
+        self._known: tuple[tuple[Texts, ...], Run] | None = None
 
     @classmethod
     def of_name(cls, name: ModelName, store: Path | None) -> RecordedRanker:
@@ -36,24 +40,33 @@ class RecordedRanker(Ranker):
         """Digest of the recorded rows."""
         return self.run.fingerprint
 
+    def known_run(self, collection: Collection, queries: Texts | None = None) -> Run:
+        """See `Ranker.known_run`; the log counts the other rows, and it is a UserError if there are no more."""
+        texts = (collection.documents, collection.queries, *([] if queries is None else [queries]))
+        if self._known is None or any(a is not b for a, b in itertools.zip_longest(self._known[0], texts)):
+            run, line = self.run.known(texts[1:], collection.documents)
+            if line is not None and (self._known is None or self._known[0][0] is not collection.documents):
+                log(f"{line}; their rows are left out")
+            self._known = texts, run
+        return self._known[1]
+
     def ranks_documents(self, collection: Collection) -> bool:
-        """Whether the run is over whole documents."""
-        return bool((collection.whole.documents.positions(id_codes(self.run.table["document_id"])[0]) >= 0).all())
+        """Whether the run is over whole documents, of which it may have others."""
+        return bool((collection.whole.documents.positions(id_codes(self.run.table["document_id"])[0]) >= 0).any())
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
         """The k best recorded documents of each query; none for queries that were not recorded.
 
-        In a collection of passages, a run over whole documents finds all passages of these.
+        Documents that are not in the collection are left out. No query that was recorded is a UserError. In a
+        collection of passages, a run over whole documents finds all passages of these.
         """
         if collection.parents is not None and self.ranks_documents(collection):
             best = self.search(queries, collection.whole, k)
             return passage_pairs(best, queries, collection)
-        _require(self.run, queries, collection)
-        return self.run.select(queries.ids).top(k)
+        return rows_of(self.known_run(collection, queries), queries).top(k)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with their recorded scores."""
-        _require(self.run, queries, collection)
         scores = look_up(self.run, pairs)
         missing = np.isnan(scores)
         if missing.any():
@@ -66,8 +79,15 @@ class RecordedRanker(Ranker):
         return pairs.with_scores(scores, self.name)
 
 
-def _require(run: Run, queries: Texts, collection: Collection) -> None:
-    run.require({*collection.queries.ids, *queries.ids}, collection.documents.ids)
+def rows_of(run: Run, queries: Texts) -> Run:
+    """The rows of the queries; a run of other queries alone is a UserError."""
+    rows = run.select(queries.ids)
+    if len(queries) and not len(rows):
+        raise UserError(
+            f"run {run.name} has rows for none of the {len(queries)} queries ({sample_of(queries.ids)}), only for "
+            f"{sample_of(run.query_ids)}; use a run of these queries, or another split."
+        )
+    return rows
 
 
 def recorded_pairs(run: Run, pairs: Run, name: str) -> Run:
@@ -79,6 +99,8 @@ def recorded_pairs(run: Run, pairs: Run, name: str) -> Run:
 
 class JudgmentRanker(Ranker):
     """Scores a pair by its grade in a split's judgments; an unjudged document counts as not relevant.
+
+    Copies of a judged document have its grade.
 
     Queries of other splits and pseudo-queries get equal scores for all documents and teach nothing; training excludes
     and counts them. The test split is a UserError: measuring a student that saw its judgments is meaningless.
@@ -98,10 +120,13 @@ class JudgmentRanker(Ranker):
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with their grades; negative grades count as 0."""
-        _require(pairs, queries, collection)
-        grades = collection.passage_labels(collection.relevance(self.split)).to_dict()
+        documents = collection.documents
+        grades = of_originals(collection.passage_labels(collection.relevance(self.split)), documents).to_dict()
+        rows = documents.originals[pairs.positions(queries, documents)[1]]
+        used, places = np.unique(rows, return_inverse=True)
+        ids = documents.table["id"].take(pa.array(used)).to_pylist()
         scores = [
-            max(0, grades.get(pairs.query_ids[code], {}).get(str(document), 0))
-            for code, document in zip(pairs.query_codes, pairs.document_ids, strict=True)
+            max(0, grades.get(pairs.query_ids[code], {}).get(ids[place], 0))
+            for code, place in zip(pairs.query_codes, places, strict=True)
         ]
         return pairs.with_scores(np.array(scores, dtype=np.float32), self.name)

@@ -43,9 +43,10 @@ class Reranker(Ranker):
 
     def candidates(self, queries: Texts, collection: Collection) -> Run:
         """The source's first `depth` documents of each query, without the query itself."""
-        # one more than `depth`: a document that is its own query is dropped and would cost a place
-        run = self.source.search(queries, collection, min(self.depth + 1, len(collection.documents)))
-        return run.without({query: query for query in queries.ids}).top(self.depth)
+        own = collection.own_documents(queries.ids)
+        # one more than `depth` if a document that is the query itself would cost a place
+        run = self.source.search(queries, collection, min(self.depth + bool(own), len(collection.documents)))
+        return run.without(own).top(self.depth)
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
         """The judge's work."""

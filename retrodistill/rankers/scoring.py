@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.loading import load_ranker
@@ -27,7 +28,7 @@ def score(
 
     Args:
         collection: The corpus, and the queries by default.
-        candidates: The pairs.
+        candidates: The pairs; those of unknown queries or documents are left out, and the log counts them.
         teachers: Model names or objects (see `load_ranker`).
         queries: Other queries, such as pseudo-queries.
         store: Folder for scores and embeddings; the shared cache by default.
@@ -36,10 +37,11 @@ def score(
         One run per teacher with raw scores, each over the same pairs.
 
     Raises:
-        UserError: Unknown ids, a pair without a score, or a store of another teacher.
+        UserError: No pair of known ids, a pair without a score, or a store of another teacher.
     """
     chosen = collection.queries if queries is None else queries
-    return [teacher.score(chosen, collection, candidates) for teacher in _load(teachers, store)]
+    rankers, pairs = _load(teachers, store), known_pairs(candidates, chosen, collection)
+    return [ranker.score(chosen, collection, pairs) for ranker in rankers]
 
 
 def remaining(
@@ -52,7 +54,16 @@ def remaining(
 ) -> dict[str, Work]:
     """The remaining work of each teacher, with an estimate of its time. Arguments as for `score`."""
     chosen = collection.queries if queries is None else queries
-    return {teacher.name: teacher.remaining(chosen, collection, candidates) for teacher in _load(teachers, store)}
+    rankers, pairs = _load(teachers, store), known_pairs(candidates, chosen, collection)
+    return {ranker.name: ranker.remaining(chosen, collection, pairs) for ranker in rankers}
+
+
+def known_pairs(candidates: Run, queries: Texts, collection: Collection) -> Run:
+    """The candidates without unknown queries and documents, which the log counts; a UserError if none is left."""
+    pairs, line = candidates.known([queries], collection.documents)
+    if line is not None:
+        log(f"{line}; their rows are left out")
+    return pairs
 
 
 def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list[Ranker]:

@@ -24,6 +24,7 @@ from retrodistill.data.conversations import (
 )
 from retrodistill.data.leaks import ExcludedQueries, without_leaks
 from retrodistill.data.sentences import document_texts, sample_sentences, title_texts
+from retrodistill.data.texts import GENERATED
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.lengths import length_warning, warn_of_length
@@ -34,7 +35,7 @@ from retrodistill.evaluation.evaluating import EvaluationConfig
 from retrodistill.evaluation.examples import spread_out
 from retrodistill.evaluation.measures import measures_within
 from retrodistill.evaluation.results import WARNING
-from retrodistill.evaluation.systems import Task, passages_note
+from retrodistill.evaluation.systems import Task, own_documents_note, passages_note
 from retrodistill.indexes.factory import empty_index
 from retrodistill.indexes.faiss_index import FaissSettings, resolve_factory
 from retrodistill.indexes.registry import get_kind
@@ -116,7 +117,7 @@ class Job:
         test = self.test
         if self.rewrites is not None:
             rewritten = self.teacher_test_queries
-            test = test + Texts.from_pairs((f"rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
+            test = test + Texts.from_pairs((f"{GENERATED}rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
         labels = self.collection.passage_labels(judgments_of(self.train, self.training_qrels))
         return TrainingData(
             self.collection,
@@ -138,9 +139,12 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     lexical = BM25Ranker(recipe.bm25 or "")
     require_trusted(recipe.trust_remote_code, f"recipe {recipe.name}")
     collection, train, test, rewrites, notes = _queries(recipe)
+    collection = replace(collection, same_id=recipe.evaluation.same_id)
     bm25 = lexical.of(collection)
     if warning := bm25.warning(collection):
         notes.append(f"{WARNING}{warning}")
+    if own := own_documents_note(collection, test):
+        notes.append(own)
     with quiet_libraries():
         space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
         teachers = StageTeachers(recipe, space, bm25.name)

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from retrodistill.core.errors import UserError
 from retrodistill.core.settings import OneOf, Settings, value_errors
 from retrodistill.core.spending import SpendingSettings
+from retrodistill.data.collection import SameId
 from retrodistill.data.leaks import LeakRule
 from retrodistill.data.parents import PassageSettings, passages_option
 from retrodistill.encoders.any_encoder import DENSE
@@ -82,6 +83,9 @@ class EvaluationSettings(Settings):
     """Number of documents retrieved per query, at most the size of the corpus."""
     measures: list[str] = Field(default_factory=list)
     """Measures besides those of BEIR: any strings of ir_measures, such as `RR(rel=2)@10` or `Rprec`."""
+    same_id: SameId = "auto"
+    """Whether the document with a query's ID is left out of the query's results. `auto`: where it is the query itself,
+    with the same text and not judged for it, as in ArguAna and Quora. `drop`: always, as in beir. `keep`: never."""
     latency_queries: int = Field(default=100, ge=0, le=100)
     """Number of test queries that are timed; 0 turns off all cost measurements."""
     threads: int = Field(default=1, ge=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -15,23 +15,25 @@ import pyarrow.compute as pc
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
 from retrodistill.core.stores import KeyIndex
-from retrodistill.data.texts import Texts, column_digest
+from retrodistill.data.texts import Texts, column_digest, id_places
 
 Scores = Mapping[str, Mapping[str, float]]
+TieOrder = Callable[[np.ndarray], np.ndarray]  # (m,) keys of (m,) rows; of equal scores, the lowest keys are found
 _Ids: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray
 _IDS = pa.dictionary(pa.int32(), pa.string())
 _ID_COLUMNS = ("query_id", "document_id")
 _GROUPS = 64  # of a long row of scores, whose maxima bound the k-th highest score
 
 
-def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+def top_k(scores: np.ndarray, k: int, ties: TieOrder | None = None) -> np.ndarray:
     """Positions of the k highest scores of each row: highest first, equal scores by ascending position.
 
     Takes (n,) or (rows, n) scores, finite or -inf; k is at least 1. Returns (min(k, n),) or (rows, min(k, n)) int64.
+    Of the positions that tie for the last places, `ties` keeps those of the lowest keys, by default the first.
     """
     if scores.ndim == 2:
         width = min(k, scores.shape[1])
-        return np.array([top_k(row, k) for row in scores], dtype=np.int64).reshape(len(scores), width)
+        return np.array([top_k(row, k, ties) for row in scores], dtype=np.int64).reshape(len(scores), width)
     if k >= len(scores):
         return np.argsort(-scores, kind="stable")
     width = len(scores) // _GROUPS
@@ -41,13 +43,20 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
         least = np.partition(maxima, width - k)[width - k]
         likely = np.flatnonzero(scores >= least)
         if len(likely) < width:
-            return likely[top_k(scores[likely], k)]
+            return likely[top_k(scores[likely], k, ties_among(likely, ties))]
     # A partition is linear in n, but its ties are arbitrary: take those at the threshold in order of position.
     threshold = -np.partition(-scores, k - 1)[k - 1]
     above = np.flatnonzero(scores > threshold)
-    tied = np.flatnonzero(scores == threshold)[: k - len(above)]
-    positions = np.sort(np.concatenate([above, tied]))
+    tied, places = np.flatnonzero(scores == threshold), k - len(above)
+    if ties is not None and len(tied) > places:
+        tied = tied[np.argsort(ties(tied), kind="stable")]
+    positions = np.sort(np.concatenate([above, tied[:places]]))
     return positions[np.argsort(-scores[positions], kind="stable")]
+
+
+def ties_among(rows: np.ndarray, ties: TieOrder | None) -> TieOrder | None:
+    """The keys of places among (n,) `rows`."""
+    return None if ties is None else lambda places: ties(rows[places])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -194,7 +203,10 @@ class Run:
         return {query: dict(zip(ids, scores.tolist(), strict=True)) for query, ids, scores in self}
 
     def ranked(self) -> Run:
-        """Rows of each query in rank order: score descending, then document id ascending (as text)."""
+        """Rows of each query in rank order: score descending, then document id ascending (as text).
+
+        This is the order of equal scores everywhere in the package: in searches, in runs that are cut, in measures.
+        """
         order = self._rank_order()
         return self if order is None else Run(self.table.take(pa.array(order)), self.name)
 
@@ -239,10 +251,29 @@ class Run:
         """The same run under another name."""
         return Run(self.table, name)
 
-    def require(self, query_ids: Iterable[str], document_ids: Iterable[str]) -> None:
-        """Check that all ids of the run are known; raises UserError otherwise."""
-        for column, known in zip(_ID_COLUMNS, (query_ids, document_ids), strict=True):
-            self._refuse(column, set(id_codes(self.table[column])[0]) - set(known))
+    def known(self, queries: Sequence[Texts], documents: Texts) -> tuple[Run, str | None]:
+        """The rows of known ids, and a line that counts the others; None if there are no others.
+
+        A run may have more queries and documents than a collection: all topics of a track, or documents that were
+        deleted. No row with a known query and a known document is a UserError, unless the run is empty.
+        """
+        keep, strange = np.ones(len(self), dtype=bool), []
+        for column, known in zip(_ID_COLUMNS, (queries, [documents]), strict=True):
+            ids, codes = id_codes(self.table[column])
+            is_known = np.logical_or.reduce([texts.positions(ids) >= 0 for texts in known])
+            keep &= is_known[codes]
+            if unknown := ids[~is_known].tolist():
+                what = "queries" if column == "query_id" else "documents"
+                strange.append(f"{len(unknown)} {what} ({sample_of(sorted(unknown))})")
+        if not strange:
+            return self, None
+        named = " and ".join(strange)
+        if not keep.any():
+            raise UserError(
+                f"run {self.name}: no row has a query and a document of the collection, which lacks {named}; use a run "
+                "made on this collection."
+            )
+        return self.filter(keep), f"run {self.name}: the collection lacks {named}"
 
     def positions(self, queries: Texts, documents: Texts) -> tuple[np.ndarray, np.ndarray]:
         """(rows,) int64 positions of each row's query and of its document; raises UserError if one is unknown."""
@@ -275,12 +306,12 @@ class Run:
         """(rows,) int64 rows by query, score and document; None if they are in this order."""
         codes, scores = self.query_codes, self.scores
         same = codes[1:] == codes[:-1]
-        tied = np.flatnonzero(same & (scores[1:] == scores[:-1]))
-        names, documents = self.coded_documents
-        by_text = np.empty(len(names), dtype=np.int32)
-        by_text[pc.sort_indices(names).to_numpy()] = np.arange(len(by_text), dtype=np.int32)
-        documents = by_text[documents]
         falls = bool((~same | (scores[1:] <= scores[:-1])).all())
+        tied = np.flatnonzero(same & (scores[1:] == scores[:-1]))
+        if falls and not len(tied):
+            return None
+        names, documents = self.coded_documents
+        documents = id_places(names)[documents]
         if falls and (documents[tied + 1] > documents[tied]).all():
             return None
         return np.lexsort((documents, -scores, codes))

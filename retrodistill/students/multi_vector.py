@@ -211,7 +211,8 @@ def train_multi_vector(run: StageRun) -> History:
 def _search(
     student: MultiVectorModel, states: States, queries: Texts, corpus: Texts, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    return best_documents(student.encode(queries.texts, "query"), _blocks(student, states, corpus.column), k)
+    blocks = _blocks(student, states, corpus.column)
+    return best_documents(student.encode(queries.texts, "query"), blocks, k, corpus.id_order)
 
 
 def _blocks(student: MultiVectorModel, states: States, texts: Sequence[str]) -> Iterator[tuple[int, Tokens]]:

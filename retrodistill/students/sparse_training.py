@@ -302,7 +302,7 @@ def _search(
     blocks = (
         (int(block[0]), query_weights @ head.weights(chosen, terms, block).cpu().numpy().T) for block in states.blocks()
     )
-    rows, best = best_of_blocks(blocks, len(queries), k)
+    rows, best = best_of_blocks(blocks, len(queries), k, corpus.id_order)
     return np.where(best > 0, rows, -1), best
 
 

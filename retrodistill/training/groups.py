@@ -41,6 +41,11 @@ class Groups(TrainingLists):
         return self.lists.teacher
 
     @property
+    def text_codes(self) -> np.ndarray | None:  # type: ignore[override]
+        """Equal for texts that are equal."""
+        return self.lists.text_codes
+
+    @property
     def text_rows(self) -> np.ndarray:
         """(groups,) int64 rows of the texts."""
         return self.rows
@@ -122,13 +127,16 @@ class Groups(TrainingLists):
     def _random_documents(self, texts: np.ndarray, chosen: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """(batch, random) documents, one from each of equally large parts of the corpus; -1 where it is in the group.
 
-        Hidden documents and the text's own are left out, too.
+        Hidden documents, the text's own, and copies of other documents are left out, too.
         """
         size = self.lists.teacher.shape[1] if self.lists.teacher is not None else 0
         edges = np.arange(self._random + 1) * size // max(self._random, 1)
         added = edges[:-1] + (numbers * np.diff(edges)).astype(np.int64)
         in_group = (added[:, :, None] == chosen[:, None, :]).any(axis=2) | self.lists.excuses(texts, added)
-        return np.where(in_group | (added == self.lists.hidden[texts, None]), -1, added)
+        left_out = in_group | (added == self.lists.hidden[texts, None])
+        if self.lists.copies is not None:
+            left_out |= self.lists.copies[added]
+        return np.where(left_out, -1, added)
 
 
 def draw_groups(lists: Lists, settings: GroupSettings, seed: int) -> Groups:

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from retrodistill.candidates.mining import negative_ceiling, require_calibrated
+from retrodistill.candidates.mining import distinct_documents, negative_ceiling, require_calibrated
 from retrodistill.core.errors import UserError
-from retrodistill.data.collection import Qrels
+from retrodistill.data.collection import Qrels, of_originals
 from retrodistill.data.parents import Parents
 from retrodistill.data.texts import Texts
 from retrodistill.objectives.lists import usable_lists
@@ -49,6 +49,7 @@ class TrainingLists(ABC):
     """The lists that a loss sees, by row: `Lists`, or `retrodistill.training.groups.Groups` drawn from them."""
 
     teacher: CorpusScores | None  # scores of all texts with any document, if it gives them
+    text_codes: np.ndarray | None = None  # (texts,) int64, equal for texts that are equal
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -114,6 +115,8 @@ class Lists(TrainingLists):
     seed: int = 0  # of their draws
     ceiling: np.ndarray | None = None  # (lists,) highest teacher score of a negative that counts; None for no filter
     excused: np.ndarray | None = None  # ascending int64 `_keys` of passages that do not count; None without passages
+    copies: np.ndarray | None = None  # (corpus,) bool, documents with the text of an earlier one; None for none
+    text_codes: np.ndarray | None = None  # (lists,) int64, equal for texts that are equal; None if none are known to be
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -141,7 +144,7 @@ class Lists(TrainingLists):
     def counts(self, rows: np.ndarray, documents: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """(batch, m) bool: the (batch, m) documents count for the lists at (batch,) rows, given their teacher scores.
 
-        Padding, hidden documents, negatives above the ceiling, and excused passages do not.
+        Padding, hidden documents, copies of documents, negatives above the ceiling, and excused passages do not.
         """
         return self._counts(rows, documents, scores) & ~self.excuses(rows, documents)
 
@@ -158,6 +161,8 @@ class Lists(TrainingLists):
     def _counts(self, rows: np.ndarray, documents: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """As `counts`, for lists without excused passages."""
         counted = (documents >= 0) & (documents != self.hidden[rows, None])
+        if self.copies is not None:
+            counted &= ~self.copies[documents]
         if self.ceiling is None:
             return counted
         return counted & ((scores <= self.ceiling[rows, None]) | (documents == self.positives[rows, None]))
@@ -175,7 +180,8 @@ class Lists(TrainingLists):
     def sizes(self) -> np.ndarray:
         """(lists,) int64 number of documents that count; a shared one that is also a candidate counts twice."""
         sizes = self.mask.sum(axis=1) + self.shared
-        return sizes - (self.hidden >= 0) if self.is_whole else sizes
+        copies = 0 if self.copies is None else int(self.copies.sum())
+        return sizes - (self.hidden >= 0) - copies if self.is_whole else sizes
 
     @property
     def is_whole(self) -> bool:
@@ -259,8 +265,12 @@ def lists_over_corpus(teacher: CorpusScores, sources: np.ndarray, *, hide_source
 
 
 def lists_from_run(run: Run, texts: Texts, corpus: Texts, sources: np.ndarray, *, hide_source: bool = True) -> Lists:
-    """Pad a scored run to lists, best candidate first; texts without a row get an empty list."""
-    ranked = run.ranked()
+    """Pad a scored run to lists, best candidate first; texts without a row get an empty list.
+
+    Of documents with equal texts, a list has the best, at the position of the first one in the corpus.
+    """
+    ranked = distinct_documents(run, corpus).ranked()
+    sources = np.where(sources >= 0, corpus.originals[sources], -1)
     rows, columns = ranked.positions(texts, corpus)
     places = np.arange(len(ranked)) - ranked.bounds[ranked.query_codes]
     width = int(places.max(initial=0)) + 1
@@ -268,7 +278,8 @@ def lists_from_run(run: Run, texts: Texts, corpus: Texts, sources: np.ndarray, *
     scores = np.zeros((len(texts), width), dtype=np.float32)
     documents[rows, places] = columns
     scores[rows, places] = ranked.scores
-    return Lists(documents, scores, sources if hide_source else np.full_like(sources, -1), sources)
+    hidden = sources if hide_source else np.full_like(sources, -1)
+    return Lists(documents, scores, hidden, sources, copies=corpus.copies, text_codes=texts.originals)
 
 
 def below_positives(lists: Lists, settings: FilterSettings, teacher: str) -> tuple[Lists, str]:
@@ -343,7 +354,8 @@ def _labeled_scores(lists: Lists, text: int, grades: dict[int, int]) -> dict[int
 
 
 def graded_positions(texts: Texts, corpus: Texts, labels: Qrels) -> dict[int, dict[int, int]]:
-    """Grades above 0 by row of the text and corpus position, for the texts that are judged."""
+    """Grades above 0 by row of the text and corpus position, of copies the first, for the texts that are judged."""
+    labels = of_originals(labels, corpus)
     relevant = labels.table.filter(pc.greater(labels.table["relevance"], 0))
     rows = texts.positions(relevant["query_id"].to_pylist())
     positions = corpus.positions(relevant["document_id"].to_pylist())

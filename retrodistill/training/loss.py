@@ -216,6 +216,9 @@ class DistillationLoss(nn.Module):
             if self._lists is not None:  # passages of one document, which is relevant to both texts
                 shared = shared | self._lists.excuses(batch.texts, own)
             inputs["own_scores"] = self.scorer.own_documents(encoded, batch)
+            if self._lists is not None and self._lists.text_codes is not None:  # one text, taken from two documents
+                codes = self._lists.text_codes[batch.texts]
+                shared = shared | (codes[:, None] == codes[None, :])
             inputs["own_shared"] = torch.from_numpy(shared).to(scores.device)
             inputs["own_known"] = torch.from_numpy(own >= 0).to(scores.device)
         if self._needs("batch_scores") and self._lists is not None:

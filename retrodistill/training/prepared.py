@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from retrodistill.candidates.mining import distinct_documents
 from retrodistill.candidates.samplers import TopicBatches, cluster_topics, topic_count
 from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
 from retrodistill.core.errors import UserError
@@ -108,7 +109,7 @@ def selected(
     if teacher is None:  # lists are the whole corpus
         rows, scores = scored.lists.best(np.arange(len(texts)), _DEPTH)
         teacher = Run.from_matrix(texts.texts.ids, corpus.ids, rows, scores, name="teacher")
-    teacher = teacher.without(hidden_pairs)
+    teacher = distinct_documents(teacher, corpus).without(hidden_pairs)
     if settings.positives == "labels":
         positives = labeled(data.qrels())
     elif data.labeler is None:
@@ -116,7 +117,8 @@ def selected(
     else:
         queries = data.teacher_queries(texts.texts)
         positives = pseudo_labeled(data.labeler.score(queries, data.collection, teacher.top(_DEPTH)))
-    student = data.student.ranks(data.collection, texts.texts, teacher, last + 1).without(hidden_pairs)
+    ranks = data.student.ranks(data.collection, texts.texts, teacher, last + 1)
+    student = distinct_documents(ranks, corpus).without(hidden_pairs)
     selection = prod_selection(teacher, student, positives, settings.ranks)
     counts = selection.counts
     note = (

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrodistill.candidates.mining import mine, with_positives
+from retrodistill.candidates.mining import distinct_documents, mine, with_positives
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.candidates.selection import Budget, choose_pairs, labeled
 from retrodistill.core.errors import UserError
@@ -70,8 +70,9 @@ def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
     """The stage's texts; a recorded teacher knows real queries only."""
     queries = data.queries if stage.texts.queries else data.queries.select([])
     pseudo = stage.texts.of_documents
-    if data.teacher.run is not None and not stage.aligns:
-        known = set(data.teacher.run.query_ids)
+    recorded = data.teacher.known_run(data.collection)
+    if recorded is not None and not stage.aligns:
+        known = set(recorded.query_ids)
         queries = queries.select([query for query in queries.ids if query in known])
         pseudo = {"titles": False, "sentences": 0}
     return training_texts(data.collection, queries, **pseudo, seed=data.seed, excluded=data.excluded)
@@ -92,6 +93,7 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
             raise UserError(f"teacher {data.teacher.name} scores all documents equal; there is nothing to learn.")
         if stage.candidates.depth == "all":
             lists = lists_over_corpus(teacher, texts.sources, hide_source=hide)
+            lists = replace(lists, copies=documents.copies, text_codes=texts.texts.originals)
         else:
             run, notes = scored_candidates(stage, data, texts.texts, teacher)
             free = len(run) - len(scored_by_teacher(run))
@@ -108,9 +110,11 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
             run = scored.select(run.query_ids)
         elif data.teacher.run is not None and stage.candidates.random:
             # The run leaves these out because they were worse than what it lists.
-            run = _with_lowest(run, random_documents(run.query_ids, documents.ids, stage.candidates.random, data.seed))
+            drawn = random_documents(run.query_ids, documents.ids, stage.candidates.random, data.seed)
+            run = _with_lowest(run, distinct_documents(drawn, documents))
         free = len(run) - labeled
         lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
+    lists = _without_own(lists, data.collection, texts.texts)
     if stage.reads_labels:
         lists = replace(lists, positives=best_labeled(lists, texts, documents, data.qrels()))
     if data.collection.parents is not None:
@@ -121,6 +125,18 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
         log(note)
         notes = [*notes, note]
     return ScoredLists(lists, spread, run, notes, free)
+
+
+def _without_own(lists: Lists, collection: Collection, texts: Texts) -> Lists:
+    """The lists, where a query that is a document itself does not have this one."""
+    own = collection.own_documents(texts.ids)
+    places = collection.documents.positions(own.values())
+    known = places >= 0  # a document in passages is not
+    if not known.any():
+        return lists
+    hidden = lists.hidden.copy()
+    hidden[texts.positions(own)[known]] = collection.documents.originals[places[known]]
+    return replace(lists, hidden=hidden)
 
 
 def scored_candidates(
@@ -137,7 +153,8 @@ def scored_candidates(
         return read_run(path), read_json(about)["notes"] if about.exists() else []
     pairs, notes, free = candidate_pairs(stage, data, texts)
     if scores is None:
-        run = data.teacher.score(queries, data.collection, pairs)
+        scored = data.teacher.score(queries, data.collection, pairs)
+        run = distinct_documents(scored, data.collection.documents)  # a recorded run may score copies differently
     else:
         found = scores.pairs(*pairs.positions(texts, data.collection.documents))
         run = pairs.with_scores(found, data.teacher.name)
@@ -182,8 +199,10 @@ def candidate_pairs(stage: StageSettings, data: TrainingData, texts: Texts) -> C
     if not random:
         return CandidatePairs(chosen.run, [chosen.summary])
     # Mined documents may be relevant, bought or not, and so is a text's own: none of them is a free negative.
-    drawn = random_documents(texts.ids, data.collection.documents.ids, random, data.seed).select(chosen.run.query_ids)
-    free = drawn.filter(np.isnan(look_up(pool, drawn))).without(_own_documents(texts.ids))
+    documents = data.collection.documents
+    drawn = random_documents(texts.ids, documents.ids, random, data.seed).select(chosen.run.query_ids)
+    drawn = distinct_documents(drawn, documents)
+    free = drawn.filter(np.isnan(look_up(pool, drawn))).without(_own_documents(texts.ids, documents))
     return CandidatePairs(chosen.run, [chosen.summary], free)
 
 
@@ -216,7 +235,7 @@ def check_teacher(teacher: Ranker, collection: Collection, queries: Texts, stage
 
     Raises:
         UserError: It scores pairs only and some stage needs scores of any document; a list would be a whole corpus of
-            more than `WHOLE` documents; or it is recorded and names unknown ids, lacks these queries, or teaches
+            more than `WHOLE` documents; or it is recorded and names unknown ids only, lacks these queries, or teaches
             nothing (one candidate each, equal scores).
     """
     documents = len(collection.documents)
@@ -235,14 +254,14 @@ def check_teacher(teacher: Ranker, collection: Collection, queries: Texts, stage
             f"{teacher.name} has scores of whole documents, and these are cut into passages; record scores of "
             "passages, or leave passages out."
         )
-    teacher.run.require(collection.queries.ids, collection.documents.ids)
+    run = teacher.known_run(collection)
     if not any(stage.needs_lists for stage in stages):
         return
     if any_document:
         keys = "candidates.depth: all, candidates.shared, groups.random and in-batch-margin-mse"
         raise UserError(f"{teacher.name} is recorded and does not score every document: leave {keys} out.")
-    known = teacher.run.select(queries.ids)
-    if not len(known):
+    known = None if run is None else run.select(queries.ids)
+    if not known:
         raise UserError(f"{teacher.name} has rows for none of the {len(queries)} training queries; record some.")
     check_trainable(known)
 
@@ -258,7 +277,7 @@ def _within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool:
     if bought is not None:  # earlier stages may have had other sources
         pool = union([pool, bought], pool.name, weights=[1.0, 0.0])
     if not stage.needs_own_document:
-        pool = pool.without(_own_documents(pool.query_ids))
+        pool = pool.without(_own_documents(pool.query_ids, data.collection.documents))
     if settings.by_student:
         if data.student is None:
             raise UserError("pairs that the current student chooses are known when its stage begins, not before.")
@@ -279,16 +298,21 @@ def _bought(data: TrainingData, texts: Texts) -> Run | None:
     return align(runs, "bought")[0] if runs else None
 
 
-def _own_documents(text_ids: Sequence[str]) -> dict[str, str]:
-    """The document that each pseudo-query was taken from, by its id."""
+def _own_documents(text_ids: Sequence[str], documents: Texts) -> dict[str, str]:
+    """The document that each pseudo-query was taken from, by its id; of copies the first."""
     own = ((text, source_document(text)) for text in text_ids)
-    return {text: document for text, document in own if document is not None}
+    sources = {text: document for text, document in own if document is not None}
+    if documents.copies is None or not sources:
+        return sources
+    rows = documents.originals[documents.positions(sources.values())]
+    return dict(zip(sources, documents.table["id"].take(pa.array(rows)).to_pylist(), strict=True))
 
 
 def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
     """Every pair that the teacher might score; retrievers get the rewritten queries if there are any."""
-    if data.teacher.run is not None:
-        return data.teacher.run.select(texts.ids)  # of labeled documents it knows only those that it lists
+    recorded = data.teacher.known_run(data.collection)
+    if recorded is not None:
+        return recorded.select(texts.ids)  # of labeled documents it knows only those that it lists
     collection = data.collection
     random = stage.candidates.random if stage.candidates.budget is None else 0
     depth = min(int(stage.candidates.depth), len(collection.documents))
@@ -303,5 +327,5 @@ def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
     if stage.reads_labels:
         listed += [(query, sorted(named)) for query, named in labeled(data.qrels()).items() if query in texts]
     if stage.candidates.filter is not None:
-        listed += [(text, [document]) for text, document in _own_documents(texts.ids).items()]
-    return with_positives(pool, collection.documents, listed)
+        listed += [(text, [document]) for text, document in _own_documents(texts.ids, collection.documents).items()]
+    return distinct_documents(with_positives(pool, collection.documents, listed), collection.documents)

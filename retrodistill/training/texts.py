@@ -18,7 +18,8 @@ class TrainingTexts:
     """Queries and pseudo-queries, in one order."""
 
     texts: Texts
-    sources: np.ndarray  # (n,) int64 corpus position of the document that a text was taken from; -1 for real queries
+    # (n,) int64 corpus position of the document that a text was taken from, of copies the first; -1 for real queries
+    sources: np.ndarray
     left_out: int = 0  # texts of documents that are test queries, or nearly
 
     def __len__(self) -> int:
@@ -79,7 +80,8 @@ def training_texts(
         )
     sources = [source_document(text_id) for text_id in texts.ids[len(queries) :]]
     positions = collection.documents.positions([source or "" for source in sources])
-    sources_of_all = np.concatenate([np.full(len(queries), -1, dtype=np.int64), positions])
+    originals = collection.documents.originals[positions]
+    sources_of_all = np.concatenate([np.full(len(queries), -1, dtype=np.int64), originals])
     return TrainingTexts(texts, sources_of_all, len(leaks))
 
 

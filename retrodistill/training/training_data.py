@@ -12,7 +12,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
-from retrodistill.data.collection import Collection, Qrels
+from retrodistill.data.collection import Collection, Qrels, of_originals
 from retrodistill.data.conversations import with_rewrites
 from retrodistill.data.leaks import ExcludedQueries
 from retrodistill.data.texts import Texts
@@ -117,10 +117,10 @@ class TrainingData:
         return texts if self.rewrites is None else with_rewrites(texts, self.rewrites)
 
     def qrels(self) -> Qrels:
-        """Judgments of the training queries; it is a `UserError` if there are none."""
+        """Judgments of the training queries, for copies those of the first; it is a `UserError` if there are none."""
         if self.labels is None or not len(self.labels):
             raise UserError(
                 "the training queries have no labels; take positives: source_document, positives: ensemble, or "
                 "keep_by: agreement."
             )
-        return self.labels
+        return of_originals(self.labels, self.collection.documents)

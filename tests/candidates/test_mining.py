@@ -61,7 +61,7 @@ class TestRefusals:
             (["bm25"], {"random": -1}, "random at least 0"),
             (["bm26"], {}, "unknown model kind 'bm26'. Did you mean 'bm25'?"),
             (["cross-encoder:x"], {}, "scores pairs and cannot search a corpus"),
-            ([Run.from_dict({"q1": {"nowhere": 1.0}})], {}, "1 document ids are not in the collection"),
+            ([Run.from_dict({"q1": {"nowhere": 1.0}})], {}, "1 documents"),
         ],
     )
     def test_say_what_is_wrong(self, tiny, sources, options, message):

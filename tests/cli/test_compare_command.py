@@ -82,6 +82,17 @@ class TestMistakes:
         assert err.count("\n") == 1
         assert message in err
 
+    @pytest.mark.parametrize(
+        ("named", "message"),
+        [
+            (["{}:bm52", "bm25"], "Did you mean 'bm25'?"),
+            (["{}", "bm25", "--measure", "ndcg@7"], "Did you mean 'ndcg@10'?"),
+        ],
+    )
+    def test_mistakes_are_found_before_anything_is_measured(self, call, evaluated, tiny_folder, named, message):
+        status, _, err = call("compare", *(one.format(evaluated) for one in named), "--collection", tiny_folder)
+        assert (status, message in err, "measuring" in err) == (2, True, False)
+
     def test_two_systems_on_different_queries(self, call, evaluated, tiny_folder, tmp_path):
         on_dev = ["evaluate", "bm25", "--collection", tiny_folder, "--split", "dev", "--out", tmp_path / "dev"]
         assert call(*on_dev)[0] == 0

@@ -63,7 +63,7 @@ class TestMistakes:
             (["rerank:bm25"], "write rerank:TEACHER@SOURCE"),
             (["cross-encoder:x"], "scores pairs and cannot search"),
             (["bm25", "--teacher", "dens:x"], "Did you mean 'dense'?"),
-            (["run:{}/strange.run"], "1 query ids are not in the collection ('nobody')"),
+            (["run:{}/strange.run"], "the collection, which lacks 1 queries ('nobody')"),
             (["run:{}/twice.run"], "1 pairs appear twice"),
             (["run:{}/nan.run"], "score nan of query 't0'"),
         ],

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -141,10 +142,11 @@ class TestExporting:
     @pytest.mark.parametrize("kind", ["faiss", "inverted", "multi-vector"])
     def test_to_qdrant_and_back(self, build, call, tiny_folder, models, tmp_path, kind):
         place, _ = build(models[kind])
-        options = ["--to", "qdrant", "--collection", tiny_folder, "--out", tmp_path / "qdrant", "--name", "tiny"]
+        options = ["--to", "qdrant", "--collection", tiny_folder, "--out", tmp_path / "my store", "--name", "tiny"]
         status, out, _ = call("export", place, *options)
         assert status == 0
-        address = re.search(r'^retrodistill search (\S+) "a question"$', out, re.MULTILINE).group(1)
+        program, command, address, question = shlex.split(out.splitlines()[-1])  # the command to paste
+        assert (program, command, question) == ("retrodistill", "search", "a question")
         exported = json.loads(call("search", address, "star planet", "--k", 3, "--json")[1])
         original = json.loads(call("search", place, "star planet", "--k", 3, "--json")[1])
         assert [row["document_id"] for row in exported] == [row["document_id"] for row in original]

@@ -31,7 +31,7 @@ def places(tiny_folder, tiny_model, tiny_static, tiny_cross_encoder, quick, tmp_
     for name, row in (("good", whole), ("single", single), ("flat", flat)):
         write_run(Run.from_dict({query: dict(row) for query in queries}), tmp_path / f"{name}.run")
     write_run(Run.from_dict({"t0": dict(whole)}), tmp_path / "tests.run")
-    write_run(Run.from_dict({"q0": {"d0": 1.0, "elsewhere": 2.0}}), tmp_path / "strange.run")
+    write_run(Run.from_dict({"q0": {"elsewhere": 1.0, "nowhere": 2.0}}), tmp_path / "strange.run")
     (tmp_path / "nan.run").write_text("q0 Q0 d0 1 nan x\nq0 Q0 d1 2 1.0 x\n")
     (tmp_path / "empty.run").write_text("")
     (tmp_path / "file").write_text("a file, no folder")
@@ -102,11 +102,11 @@ MISTAKES = {
     "a run with NaN to evaluate": ("evaluate run:{dir}/nan.run --collection {tiny}", "line 1: score nan"),
     "a run with unknown ids": (
         "distill --collection {tiny} --target run:{dir}/strange.run --document-encoder {encoder} --out {dir}/made",
-        "1 document ids are not in the collection",
+        "which lacks 2 documents",
     ),
     "candidates with unknown ids": (
         "score --collection {tiny} --candidates {dir}/strange.run --teacher bm25 --out {dir}/made.run",
-        "1 document ids are not in the collection",
+        "which lacks 2 documents",
     ),
     "an empty run": ("evaluate run:{dir}/empty.run --collection {tiny}", "is empty"),
     "one candidate per query": (

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from retrodistill.core.errors import UserError
@@ -116,3 +118,29 @@ class TestFingerprint:
         ]
         assert len({collection.fingerprint for collection in variants}) == 4
         assert small().fingerprint == small().fingerprint
+
+
+class TestOwnDocuments:
+    def make(self, judged=(), same_id="auto"):
+        documents = {"1": ("Title", "Stars are suns."), "2": "Bread!", "3": "a cheese", "4": "", "5": "olives"}
+        queries = {"1": "stars  are suns", "2": "bread", "3": "cheese", "4": "", "6": "olives"}
+        qrels = {split: {query: {document: grade}} for split, query, document, grade in judged}
+        made = Collection.from_parts("c", documents, queries, qrels)
+        return replace(made, same_id=same_id)
+
+    def test_are_those_with_the_querys_id_and_text(self):
+        collection = self.make([("test", "1", "2", 1)])
+        assert collection.own_documents(collection.queries.ids) == {"1": "1", "2": "2"}
+        assert collection.own_documents(["2", "3", "unknown"]) == {"2": "2"}
+
+    @pytest.mark.parametrize("grade", [1, 0])
+    def test_one_that_is_judged_for_the_query_is_an_answer(self, grade):
+        collection = self.make([("test", "3", "3", 1), ("train", "2", "2", grade)])
+        assert collection.own_documents(collection.queries.ids) == {"1": "1"}
+
+    def test_the_rule_can_be_replaced(self):
+        judged = [("test", "2", "2", 1)]
+        assert self.make(judged, "keep").own_documents(["1", "2"]) == {}
+        assert self.make(judged, "drop").own_documents(["1", "2", "3", "6"]) == {"1": "1", "2": "2", "3": "3"}
+        with pytest.raises(UserError, match="drop"):
+            self.make(judged, "drops")

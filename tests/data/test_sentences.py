@@ -3,6 +3,7 @@ import pytest
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
 from retrodistill.data.sentences import sample_sentences, sentences, source_document, title_texts
+from retrodistill.data.texts import GENERATED
 
 
 def collection(documents):
@@ -49,7 +50,7 @@ class TestSentences:
 class TestSampling:
     def test_ids_name_the_document_and_the_place(self):
         drawn = sample_sentences(collection({"a:b": ("Title", BODY)}), 10, seed=0)
-        assert drawn.ids == [f"sentence:a:b:{place}" for place in range(4)]
+        assert drawn.ids == [f"{GENERATED}sentence:a:b:{place}" for place in range(4)]
         assert drawn.texts == sentences(BODY)
         assert {source_document(id_) for id_ in drawn.ids} == {"a:b"}
 
@@ -72,9 +73,14 @@ class TestSampling:
 class TestTitles:
     def test_skips_documents_without_title_or_body(self):
         drawn = title_texts(collection({"a": ("Cats", BODY), "b": ("", BODY), "c": ("Dogs", ""), "t:x": ("Fish", "y")}))
-        assert dict(drawn) == {"title:a": "Cats", "title:t:x": "Fish"}
+        assert dict(drawn) == {f"{GENERATED}title:a": "Cats", f"{GENERATED}title:t:x": "Fish"}
         assert [source_document(id_) for id_ in drawn.ids] == ["a", "t:x"]
 
     def test_other_queries_have_no_source_document(self):
-        assert source_document("q1") is None
-        assert source_document("sentence:") is None
+        assert [source_document(id_) for id_ in ("q1", "title:a", "sentence:a:1", "document:a")] == [None] * 4
+        assert source_document(f"{GENERATED}sentence:") is None
+
+    @pytest.mark.parametrize("parts", [({f"{GENERATED}a": BODY}, {}), ({"a": BODY}, {f"{GENERATED}title:a": "x"})])
+    def test_their_ids_are_reserved(self, parts):
+        with pytest.raises(UserError, match=r"x00"):
+            Collection.from_parts("c", *parts, {})

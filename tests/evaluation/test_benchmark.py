@@ -158,6 +158,19 @@ class TestMistakes:
         with pytest.raises(UserError, match="two collections are named one"):
             benchmark("bm25", [small("one"), small("one")])
 
+    @pytest.mark.parametrize(
+        ("last", "split", "message"),
+        [("one", None, "named one"), ("nowhere", None, "nowhere"), ("two", "holdout", "holdout")],
+    )
+    def test_are_found_before_anything_is_measured(self, small, tmp_path, monkeypatch, last, split, message):
+        measured = []
+        monkeypatch.setattr("retrodistill.evaluation.evaluating.evaluate_systems", lambda *_: measured.append(1))
+        second = str(tmp_path / last) if last == "nowhere" else small(last)
+        first = small("one", split="holdout") if split else small("one")
+        with pytest.raises(UserError, match=message):
+            benchmark("bm25", [first, second], EvaluationConfig(split))
+        assert not measured
+
     def test_no_collection(self):
         with pytest.raises(UserError, match="no collection to measure on"):
             benchmark("bm25", [])

@@ -13,7 +13,7 @@ from retrodistill.evaluation.results import Results
 from retrodistill.evaluation.systems import read_per_query
 from retrodistill.indexes import build_index
 from retrodistill.report.tables import evaluation_text
-from retrodistill.runs import Run, read_run, write_run
+from retrodistill.runs import Run, read_run
 
 
 class TestFigures:
@@ -25,12 +25,47 @@ class TestFigures:
         for name in ("ndcg@10", "map@1000", "recall@10", "recall@100", "recall@1000"):
             assert made.means[space][name] == pytest.approx(theirs[name], abs=1e-5), name
 
+    def test_a_run_with_more_queries_and_documents_is_measured_as_by_trec_eval(self, tiny):
+        scores = {"t0": {"deleted": 3.0, "d0": 2.0}, "t1": {"d1": 1.0}}
+        run, more = Run.from_dict(scores), Run.from_dict({**scores, "topic": {"d5": 1.0}})
+        made = evaluate({"run": run, "more": more}, tiny, measures=["mrr@10"], teacher="bm25")
+        values = dict(zip(*made.per_query["more"].to_pydict().values(), strict=True))
+        assert (values["t0"], values["t1"]) == (0.5, 1.0)
+        assert made.means["more"] == made.means["run"]
+        noted = [note for note in made.results.notes if "'deleted'" in note]
+        assert ["'topic'" in note for note in noted] == [False, True]
+
+    def test_shown_queries_may_have_documents_of_another_corpus(self, tiny, tmp_path):
+        run = Run.from_dict({query: {"deleted": 2.0, "d0": 1.0} for query in tiny.split("test").ids})
+        evaluate({"run": run, "bm25": "bm25"}, tiny, out=tmp_path)
+        shown = json.loads((tmp_path / "results.json").read_text())["examples"][0]["teacher"]
+        assert [(hit["document_id"], bool(hit["text"])) for hit in shown] == [("deleted", False), ("d0", True)]
+
     def test_a_document_that_is_the_query_takes_no_place(self):
         documents = {"a": "star planet", "b": "star", "c": "bread"}
         collection = Collection.from_parts("self", documents, {"a": "star planet"}, {"test": {"a": {"b": 1}}})
         made = evaluate("bm25", collection, depth=1, measures=["recall@1"])
         assert made.runs["bm25"].to_dict()["a"].keys() == {"b"}
         assert made.means["bm25"]["recall@1"] == 1
+        assert [note for note in made.results.notes if "1 of 1 queries" in note]
+
+    @pytest.mark.parametrize(("same_id", "value"), [(None, 1.0), ("auto", 1.0), ("keep", 1.0), ("drop", 0.0)], ids=str)
+    def test_a_document_that_shares_an_id_with_its_query_counts(self, same_id, value):
+        documents = {str(number): f"star{number} planet" for number in range(3)}
+        queries = {str(number): f"star{number}" for number in range(3)}
+        judged = {query: {query: 1} for query in queries}
+        collection = Collection.from_parts("apart", documents, queries, {"test": judged})
+        systems = {"bm25": "bm25", "run": Run.from_dict({query: {query: 1.0} for query in queries})}
+        systems["rerank"] = "rerank:bm25@bm25"
+        if same_id == "drop":  # everything but BM25's other documents is left out
+            systems = {"bm25": "bm25"}
+        made = evaluate(systems, collection, measures=["recall@1", "AP"], same_id=same_id)
+        assert {name: means["recall@1"] for name, means in made.means.items()} == dict.fromkeys(systems, value)
+        assert any("3 of 3 queries" in note for note in made.results.notes) == (same_id == "drop")
+
+    def test_an_unknown_value_of_same_id(self, tiny):
+        with pytest.raises(UserError, match="keep"):
+            evaluate("bm25", tiny, same_id="keeps")
 
     def test_measures_deeper_than_the_run_are_not_claimed(self, tiny):
         assert "recall@1000" not in evaluate("bm25", tiny, depth=100).means["bm25"]
@@ -234,10 +269,13 @@ class TestMistakes:
         with pytest.raises(UserError, match="'bm25' is given twice"):
             evaluate(["bm25", "bm25"], tiny)
 
-    def test_a_run_with_unknown_ids(self, tiny, tmp_path):
-        write_run(Run.from_dict({"t0": {"d0": 1.0, "elsewhere": 2.0}}), tmp_path / "strange.run")
-        with pytest.raises(UserError, match=r"1 document ids are not in the collection \('elsewhere'\)"):
-            evaluate(f"run:{tmp_path / 'strange.run'}", tiny)
+    @pytest.mark.parametrize(
+        ("scores", "named"), [({"z": {"d0": 1.0}}, "'z'"), ({"t0": {"x": 1.0}}, "'x'"), ({"q0": {"d0": 1.0}}, "'q0'")]
+    )
+    def test_a_run_that_matches_nothing(self, tiny, scores, named):
+        """q0 is a training query, z and x are not in the collection."""
+        with pytest.raises(UserError, match=named):
+            evaluate({"strange": Run.from_dict(scores)}, tiny)
 
     def test_a_run_with_a_pair_twice(self, tiny, tmp_path):
         (tmp_path / "twice.run").write_text("t0 Q0 d0 1 2.0 x\nt0 Q0 d0 2 1.0 x\n")

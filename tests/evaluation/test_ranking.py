@@ -31,24 +31,30 @@ def random_case(seed, ties):
     return qrels, run
 
 
+def ranks(run):
+    """The run with strictly descending ranks as scores, which no library can order otherwise."""
+    orders = {query: best_first(scores) for query, scores in run.items()}
+    return {query: {name: -float(rank) for rank, name in enumerate(order)} for query, order in orders.items()}
+
+
 def by_beir(qrels, run):
-    complete = {query: dict(run.get(query, {})) for query in qrels}
+    complete = {query: ranks(run).get(query, {}) for query in qrels}
     found = {}
-    for part in EvaluateRetrieval.evaluate(copy.deepcopy(qrels), complete, CUTS):
+    for part in EvaluateRetrieval.evaluate(copy.deepcopy(qrels), complete, CUTS, ignore_identical_ids=False):
         for name, value in part.items():
             measure, cut = name.lower().split("@")
             found[f"{'precision' if measure == 'p' else measure}@{cut}"] = value
     return found
 
 
-def trec_ranking(scores):
-    """trec_eval's: score descending, ties by document id descending."""
-    return sorted(scores, key=lambda document: (scores[document], document), reverse=True)
+def best_first(scores):
+    """Score descending, ties by document id ascending."""
+    return sorted(scores, key=lambda document: (-scores[document], document))
 
 
 def brute(measure, judged, scores):
     name, cut = measure.split("@")
-    ranked, relevant = trec_ranking(scores), {document for document, grade in judged.items() if grade > 0}
+    ranked, relevant = best_first(scores), {document for document, grade in judged.items() if grade > 0}
     top = ranked[: int(cut)]
     hits = [place for place, document in enumerate(top, start=1) if document in relevant]
     if name == "mrr":
@@ -98,12 +104,10 @@ class TestBeir:
         row = found["query_id"].to_pylist().index("q3")
         assert all(found[name][row].as_py() == 0 for name in MEASURES)
 
-    def test_a_document_with_the_querys_own_id_is_left_out(self):
-        qrels = {"1": {"2": 1}}
-        run = {"1": {"1": 9.0, "2": 1.0}}
-        assert (
-            means(evaluate_run(Run.from_dict(run), qrels, ["ndcg@1"]))["ndcg@1"] == by_beir(qrels, run)["ndcg@1"] == 1
-        )
+    def test_a_document_with_the_querys_id_counts_as_any_other(self):
+        run = Run.from_dict({"1": {"1": 9.0, "2": 1.0}})
+        assert means(evaluate_run(run, {"1": {"2": 1}}, ["P@1", "Success@1"])) == {"precision@1": 0, "Success@1": 0}
+        assert means(evaluate_run(run, {"1": {"1": 1}}, ["P@1", "Success@1"])) == {"precision@1": 1, "Success@1": 1}
 
 
 class TestPerQuery:
@@ -197,7 +201,7 @@ class TestIrMeasures:
             assert 1 - value == pytest.approx(wanted["Judged@10", query])
 
     @pytest.mark.parametrize("seed", range(4))
-    def test_equals_trec_eval_with_ties_and_grades_below_0(self, seed):
+    def test_equals_trec_eval_on_the_ranks_with_ties_and_grades_below_0(self, seed):
         generator = np.random.default_rng(seed)
         qrels, run = random_case(seed + 60, ties=True)
         qrels = {query: {name: int(generator.integers(-1, 5)) for name in judged} for query, judged in qrels.items()}
@@ -205,7 +209,7 @@ class TestIrMeasures:
         found = evaluate_run(Run.from_dict(run), qrels, theirs)
         rows = {query: row for row, query in enumerate(found["query_id"].to_pylist())}
         parsed = {ir.parse_measure(name): name for name in theirs}
-        for value in ir.pytrec_eval.evaluator(list(parsed), qrels).iter_calc(run):
+        for value in ir.pytrec_eval.evaluator(list(parsed), qrels).iter_calc(ranks(run)):
             ours = found[parsed[value.measure]][rows[value.query_id]].as_py()
             assert ours == pytest.approx(value.value, abs=1e-12), value
 
@@ -243,10 +247,22 @@ class TestAnyStringOfIrMeasures:
         found = evaluate_run(Run.from_dict(run), qrels, self.STRINGS).to_pylist()[3]
         assert found == {"query_id": "q3", **{name: 0.0 for name in found if name != "query_id"}}
 
-    def test_ties_go_as_in_trec_eval_in_every_measure(self):
-        run = Run.from_dict({"q": {"a": 1.0, "b": 1.0, "c": 1.0 + 1e-12}})
-        found = evaluate_run(run, {"q": {"c": 1}}, ["RR", "RR@1", "Judged@1", "Success@1", "hole@1"]).to_pylist()[0]
-        assert list(found.values())[1:] == [1.0, 1.0, 1.0, 1.0, 0.0]
+    EVERY_PROVIDER: ClassVar = ["RR", "RR@1", "Judged@1", "Success@1", "Compat(p=0.9)", "infAP", "hole@1"]
+
+    def test_ties_go_by_ascending_id_in_every_measure(self):
+        run = Run.from_dict({"q": {"c": 1.0, "a": 1.0, "b": 1.0}})
+        assert run.top(1).document_ids.tolist() == ["a"]
+        found = evaluate_run(run, {"q": {"a": 1}}, self.EVERY_PROVIDER).to_pylist()[0]
+        assert list(found.values())[1:] == [1.0, 1.0, 1.0, 1.0, pytest.approx(1.0), 1.0, 0.0]
+
+    def test_near_ties_of_float64_keep_their_order_in_every_measure(self):
+        scores = {f"d{place}": 0.9 - place * 1e-9 for place in (1, 5, 6, 7)}
+        assert len({np.float32(score) for score in scores.values()}) == 1
+        for order in (scores, dict(reversed(scores.items()))):
+            found = evaluate_run(Run.from_dict({"q": order}), {"q": {"d1": 1}}, self.EVERY_PROVIDER).to_pylist()[0]
+            assert list(found.values())[1:] == [1.0, 1.0, 1.0, 1.0, pytest.approx(1.0), 1.0, 0.0]
+        last = evaluate_run(Run.from_dict({"q": scores}), {"q": {"d7": 1}}, ["RR", "infAP", "mrr@10"]).to_pylist()[0]
+        assert list(last.values())[1:] == pytest.approx([0.25, 0.25, 0.25])
 
     @pytest.mark.parametrize(
         ("text", "name", "cutoff"),

@@ -70,7 +70,7 @@ class TestRetrieving:
             assert found.to_dict() == {"q0": {"d2": 3.0, "d3": 2.0}}
 
     def test_a_recorded_run_with_unknown_ids(self, tiny):
-        with pytest.raises(UserError, match=r"1 document ids are not in the collection \('nowhere'\)"):
+        with pytest.raises(UserError, match=r"lacks 1 documents \('nowhere'\)"):
             RecordedRanker(Run.from_dict({"q0": {"nowhere": 1.0}})).search(tiny.split("train"), tiny, 2)
 
     def test_a_recorded_run_cannot_be_timed(self, tiny):

@@ -6,6 +6,7 @@ from losses import table
 
 from retrodistill.candidates import mine
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers import Ensemble, Ranker, load_ranker, remaining, score
 from retrodistill.rankers import corpus as corpus_module
@@ -218,10 +219,30 @@ class TestRecorded:
         ):
             score(tiny, candidates, [candidates.top(4)])
 
-    def test_unknown_ids_are_named(self, tiny, candidates):
-        recorded = Run.from_dict({"q0": {"nowhere": 1.0}}, "e5")
-        with pytest.raises(UserError, match=r"run e5: 1 document ids are not in the collection \('nowhere'\)"):
-            score(tiny, candidates, [recorded])
+    def test_rows_of_other_queries_and_documents_make_no_difference(self, tiny, candidates):
+        rows = candidates.to_dict()
+        more = Run.from_dict({**{query: {"nowhere": 99.0, **own} for query, own in rows.items()}, "z": {"d0": 1.0}})
+        assert score(tiny, candidates, [more])[0].to_dict() == score(tiny, candidates, [candidates])[0].to_dict()
+        assert score(tiny, more, ["bm25"])[0].to_dict() == score(tiny, candidates, ["bm25"])[0].to_dict()
+        queries = tiny.queries.select(candidates.query_ids)
+        found = load_ranker(more).search(queries, tiny, 3)
+        assert found.to_dict() == load_ranker(candidates).search(queries, tiny, 3).to_dict()
+        assert mine(tiny, queries, [more], 3).to_dict() == mine(tiny, queries, [candidates], 3).to_dict()
+
+    def test_the_log_counts_them_once(self, tiny, capsys):
+        set_quiet(False)
+        ranker = load_ranker(Run.from_dict({"q0": {"nowhere": 1.0, "d0": 2.0}, "z": {"d0": 1.0}}))
+        for _ in range(2):
+            ranker.search(tiny.queries.select(["q0"]), tiny, 3)
+        assert [line for line in capsys.readouterr().err.splitlines() if "'nowhere'" in line and "'z'" in line][
+            1:
+        ] == []
+
+    def test_unknown_ids_alone_are_refused(self, tiny, candidates):
+        with pytest.raises(UserError, match="'nowhere'"):
+            load_ranker(Run.from_dict({"q0": {"nowhere": 1.0}})).search(tiny.queries, tiny, 3)
+        with pytest.raises(UserError, match="'nowhere'"):
+            score(tiny, Run.from_dict({"q0": {"nowhere": 1.0}}), ["bm25"])
 
     def test_fingerprint_is_of_the_rows(self, tiny, candidates):
         first, renamed = RecordedRanker(candidates), RecordedRanker(candidates.renamed("other"), "run:other")
@@ -411,7 +432,7 @@ class TestLoading:
     def test_queries_of_ones_own_may_be_none(self, tiny):
         from retrodistill.data.texts import Texts
 
-        with pytest.raises(UserError, match="1 query ids are not in the collection"):
+        with pytest.raises(UserError, match="1 queries"):
             score(tiny, Run.from_dict({"q1": {"d1": 1.0}}), ["bm25"], queries=Texts.from_pairs([]))
 
 

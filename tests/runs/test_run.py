@@ -102,17 +102,27 @@ class TestRefusals:
         with pytest.raises(UserError, match="scores must be numbers"):
             Run.from_table(pa.table({"query_id": ["q"], "document_id": ["a"], "score": ["high"]}))
 
-    def test_unknown_ids_are_counted(self):
-        run = Run.from_dict({"q1": {"a": 1, "x": 2, "y": 3}})
-        run.require(["q1"], ["a", "x", "y", "z"])
-        with pytest.raises(UserError, match=r"2 document ids are not in the collection \('x', 'y'\)"):
-            run.require(["q1"], ["a"])
-        with pytest.raises(UserError, match=r"1 query ids are not in the collection \('q1'\)"):
-            run.require([], ["a", "x", "y"])
+    def test_rows_of_unknown_ids_are_left_out_with_their_count(self):
+        queries, others, documents = (
+            Texts.from_pairs((id_, "") for id_ in ids) for ids in (["q1"], ["q2"], ["a", "b"])
+        )
+        run = Run.from_dict({"q1": {"a": 1, "x": 2, "y": 3}, "q2": {"b": 1}, "q3": {"a": 1}})
+        known, line = run.known([queries, others], documents)
+        assert known.to_dict() == {"q1": {"a": 1}, "q2": {"b": 1}}
+        assert "1 queries ('q3') and 2 documents ('x', 'y')" in line
+        again, line = known.known([queries, others], documents)
+        assert (len(again), line) == (2, None)
+
+    @pytest.mark.parametrize("scores", [{"q1": {"x": 1}}, {"q3": {"a": 1}}, {"q1": {"x": 1}, "q3": {"a": 1}}])
+    def test_a_run_of_unknown_ids_alone_is_refused(self, scores):
+        queries, documents = (Texts.from_pairs((id_, "") for id_ in ids) for ids in (["q1"], ["a"]))
+        with pytest.raises(UserError, match=r"'(x|q3)'"):
+            Run.from_dict(scores).known([queries], documents)
 
     def test_only_ids_that_stand_in_rows_count_as_unknown(self):
+        queries, documents = (Texts.from_pairs((id_, "") for id_ in ids) for ids in (["q1"], ["a"]))
         run = Run.from_dict({"q1": {"a": 1, "x": 2}}).filter(np.array([True, False]))
-        run.require(["q1"], ["a"])
+        assert run.known([queries], documents)[1] is None
 
     @pytest.mark.parametrize("many", [1, 10**6])  # ids, from which they are looked up in Arrow arrays
     def test_positions_are_those_of_texts(self, many, monkeypatch):
@@ -218,7 +228,7 @@ class TestEmptyRun:
             assert run.bounds.tolist() == [0]
         assert EMPTY.fingerprint == Run.from_arrays([], [], []).fingerprint
         assert len(EMPTY.filter(np.zeros(0, dtype=bool)).with_scores(np.zeros(0))) == 0
-        EMPTY.require([], [])
+        assert EMPTY.known([Texts.from_pairs([])], Texts.from_pairs([])) == (EMPTY, None)
 
     @pytest.mark.parametrize("method", ["zscore", "zscore-per-query", "minmax", "reciprocal-rank"])
     def test_fuses_to_an_empty_run(self, method):

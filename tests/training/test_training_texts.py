@@ -98,3 +98,18 @@ class TestNothing:
             UserError, match=r"no query and no text of documents to train on; give a split with queries"
         ):
             training_texts(tiny, tiny.split("train").select([]), titles=False, sentences=0)
+
+
+class TestIdsOfUsers:
+    def test_those_that_look_like_pseudo_queries_are_queries(self, small):
+        queries = Texts.from_pairs([("title:a", "comets"), ("sentence:a:0", "bread"), ("document:c", "judges")])
+        texts = training_texts(small, queries, titles=True, sentences=2, documents=True)
+        assert texts.texts.ids[:3] == queries.ids
+        assert texts.sources[:3].tolist() == [-1, -1, -1]
+        assert len(texts) == len(queries) + len(
+            training_texts(small, Texts.from_pairs([]), sentences=2, documents=True)
+        )
+
+    def test_a_test_query_bars_no_pseudo_query_of_its_id(self, small):
+        excluded = ExcludedQueries(Texts.from_pairs([("title:a", "something else")]))
+        assert training_texts(small, Texts.from_pairs([]), sentences=0, excluded=excluded).left_out == 0
