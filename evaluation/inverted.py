@@ -20,8 +20,8 @@ from scipy.sparse import csc_array, csr_array
 
 from retrodistill.data import Collection, load_collection
 from retrodistill.encoders.any_encoder import load_encoder
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.evaluation import evaluate_run, means, query_latency
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings
 from retrodistill.rankers.bm25 import load_bm25s

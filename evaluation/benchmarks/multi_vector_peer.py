@@ -20,8 +20,8 @@ import numpy as np
 from maxsim import DOCUMENT_TOKENS, QUERY_TOKENS, TOPICS, WIDTH, numpy_best, texts
 from racing import Child, Race, Timed, in_turn, parser, timed, use_threads, versions
 
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import MuveraSettings
 

@@ -20,7 +20,7 @@ from racing import Child, Race, Timed, in_turn, parser, timed, use_threads, vers
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings
 
 TERMS, K = 30_522, 10

@@ -16,8 +16,8 @@ import numpy as np
 from retrodistill.core.files import read_json, write_json
 from retrodistill.data import load_collection
 from retrodistill.encoders.any_encoder import load_encoder
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.multi_vector import Tokens, maxsim, principal_directions, token_encoder
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.evaluation import evaluate_run, means
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import MuveraSettings

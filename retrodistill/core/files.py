@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -198,6 +199,23 @@ def file_digest(path: str | os.PathLike[str], algorithm: str = "blake2b") -> str
     """Hexadecimal digest of a file's bytes, read in chunks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def content_digest(path: str | os.PathLike[str]) -> str:
+    """Digest of a file, or of all files of a folder and their names there, but not of hidden ones and read-mes."""
+    place = Path(path)
+    files = [place]
+    if place.is_dir():
+        below = (file for file in sorted(place.rglob("*")) if file.is_file() and file.suffix != ".md")
+        files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(place).parts)]
+    stats = [(file.relative_to(place).as_posix(), file.stat()) for file in files]
+    return _content_digest(str(place), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+@functools.lru_cache(maxsize=64)
+def _content_digest(place: str, files: tuple[tuple[str, int, int], ...]) -> str:
+    """As `content_digest`; files that have the size and time of before are not read again."""
+    return digest([(name, file_digest(Path(place, name))) for name, _, _ in files])
 
 
 def _reason(error: OSError) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -13,18 +12,17 @@ import numpy as np
 from pydantic import Field
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.settings import Settings
 from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import require_utf8
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.modules import weights_digest
+from retrodistill.encoders.modules import configurations, settings_of, tokenizers_digest, weights_digest
 from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.precision import fastest_precision
 from retrodistill.encoders.remote_code import code_of
-from retrodistill.encoders.vectors import check_dimensions
+from retrodistill.encoders.space import space_fingerprint
 
 Role = Literal["query", "document"]
 STUDENT_MANIFEST = "retrodistill.json"
@@ -83,6 +81,11 @@ class EncodingSettings(Settings):
             batches.append(order[start : start + size])
             start += size
         return batches
+
+
+def searched_space(documents: TextModel) -> dict[str, Any]:
+    """Entries of a student's manifest that name the space of the documents that its queries search."""
+    return {"query_space": documents.document_space, "query_space_contract": documents.contract("document")}
 
 
 def tokens_per_pass(device: Any) -> int:
@@ -224,15 +227,18 @@ class TextModel:
         return [part for module in self.model for part in _routed(module, role, self.name)]
 
     def contract(self, role: Role) -> dict[str, Any]:
-        """All that determines the vector of a text: weights, modules (pooling!), prompt, length, similarity, width.
+        """All that determines the vector of a text.
 
-        Of a Router only the role's route counts: a model that sends documents through another model's modules puts
-        them into that model's space. ``truncation`` is a key only if the model truncates: fingerprints of others stay.
+        That is weights, modules (pooling!), tokenizer, configuration, prompt, length, similarity and width. Of a Router
+        only the role's route counts: a model that sends documents through another model's modules puts them into that
+        model's space. ``truncation`` is a key only if the model truncates: fingerprints of others stay.
         """
         modules, ignored = self.modules(role), self.ignored_settings.get(role, ())
         contract = {
             "weights": self._weights[role],
-            "modules": [_class_and_settings(module, ignored) for module in modules],
+            "modules": [settings_of(module, ignored) for module in modules],
+            "tokenizers": self._tokenizers_of[role],
+            "configurations": configurations(modules),
             "prompt": self.prompt(role),
             "max_length": _max_length(modules[0]),
             "similarity": self.similarity,
@@ -248,7 +254,7 @@ class TextModel:
     @cached_property
     def document_space(self) -> str:
         """Fingerprint of the space of this model's documents."""
-        return digest(self.contract("document"))
+        return space_fingerprint(self.contract("document"))
 
     @property
     def query_space(self) -> str:
@@ -256,6 +262,13 @@ class TextModel:
         if self.student is not None and "query_space" in self.student.about:
             return str(self.student.about["query_space"])
         return self.document_space
+
+    @property
+    def query_space_contract(self) -> dict[str, Any]:
+        """The content of `query_space`; empty if the student's manifest does not say."""
+        if self.student is not None and "query_space" in self.student.about:
+            return dict(self.student.about.get("query_space_contract", {}))
+        return self.contract("document")
 
     def fingerprint(self, role: Role) -> str:
         """Fingerprint of what determines the vectors of this role, for stores and manifests.
@@ -268,13 +281,16 @@ class TextModel:
             chosen += [encoding.precision] if encoding.precision != "float32" else []
             if self.kind == "dense" and encoding.store_precision != "float32":
                 chosen += ["stored", encoding.store_precision]
-        return digest(self.contract(role), *chosen)
+        return space_fingerprint(self.contract(role), *chosen)
 
     def prompt(self, role: Role) -> str:
-        """The model's own prompt for the role; empty if it has none."""
+        """The model's own prompt for the role; empty if it has none.
+
+        As sentence-transformers applies prompts: one that is set to "" is set, and keeps the default prompt away.
+        """
         prompts = self.model.prompts or {}
-        own = next((prompts[name] for name in _PROMPTS[role] if prompts.get(name)), None)
-        return str(prompts.get(self.model.default_prompt_name or "", "") if own is None else own)
+        name = next((name for name in _PROMPTS[role] if name in prompts), self.model.default_prompt_name or "")
+        return str(prompts.get(name) or "")
 
     @cached_property
     def weights_digest(self) -> str:
@@ -289,114 +305,14 @@ class TextModel:
         shared = weights_digest(nn.Sequential(*document))
         return {"document": shared, "query": shared if query == document else weights_digest(nn.Sequential(*query))}
 
+    @cached_property
+    def _tokenizers_of(self) -> dict[Role, str]:
+        query, document = self.modules("query"), self.modules("document")
+        shared = tokenizers_digest(document)
+        return {"document": shared, "query": shared if query == document else tokenizers_digest(query)}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.dimension} dimensions, {self.similarity})"
-
-
-@dataclass(frozen=True)
-class EmbeddingSpace:
-    """The space of an index's documents: its contract with query encoders."""
-
-    fingerprint: str  # of model weights, modules, prompt, maximum length, similarity and dimension
-    dimension: int  # width of a vector in the index, after truncation
-    similarity: str  # ``cosine`` (unit vectors), ``dot`` or ``maxsim``
-    documents_by: str  # name of the documents' encoder
-    truncation: int | None = None  # leading dimensions of its vectors that the index keeps (Matryoshka); None for all
-    # the content of the fingerprint, so that an error can say what differs, and the same for that model's queries, so
-    # that its query prompt is checked too (empty if unknown)
-    contract: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    query_contract: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    @classmethod
-    def of(cls, encoder: TextModel, truncation: int | None = None) -> EmbeddingSpace:
-        """The space of an encoder's documents."""
-        full = encoder.dimension
-        check_dimensions([] if truncation is None else [truncation], full, f"vectors by {encoder.name}")
-        contracts = encoder.contract("document"), encoder.contract("query")
-        return cls(encoder.document_space, truncation or full, encoder.similarity, encoder.name, truncation, *contracts)
-
-    @property
-    def norm(self) -> str:
-        """``unit`` if vectors have length 1, else ``any``."""
-        return "unit" if self.similarity == "cosine" else "any"
-
-    @property
-    def encoded(self) -> int:
-        """Width of a vector from the encoder, before the index truncates it."""
-        return int(self.contract.get("dimension", self.dimension))
-
-    def to_json(self) -> dict[str, Any]:
-        """The space for a manifest."""
-        return {**asdict(self), "norm": self.norm}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> EmbeddingSpace:
-        """The space of a manifest."""
-        known = {attribute.name for attribute in fields(cls)}
-        missing = [key for key in ("fingerprint", "dimension", "similarity", "documents_by") if key not in content]
-        unknown = [key for key in content if key not in known and key != "norm"]
-        if missing or unknown:
-            problem = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which this version does not know"
-            raise UserError(f"the manifest's space {problem}; build the index again.")
-        return cls(**{key: value for key, value in content.items() if key in known})
-
-    def check_query_encoder(self, queries: TextModel) -> None:
-        """Reject a query encoder that is neither the documents' model nor distilled into their space."""
-        advice = "use the encoder that made the documents or one distilled into its space"
-        if queries.dimension != self.encoded:
-            cut = f" (cut to {queries.truncation})" if queries.truncation else ""
-            problem = f"queries by {queries.name} have {queries.dimension} dimensions{cut}"
-            raise UserError(f"{problem}, the documents by {self.documents_by} have {self.encoded}; {advice}.")
-        differences = "; ".join(self.differences(queries))
-        if not differences:
-            return
-        problem = f"queries by {queries.name} do not belong among documents by {self.documents_by} ({differences})"
-        if queries.query_space == self.fingerprint:
-            problem = f"{queries.name} is the model of these documents but encodes queries differently ({differences})"
-            advice = "change it back, or build the index with the model as it is now: documents are not embedded again"
-        elif queries.name == self.documents_by and queries.query_space != queries.document_space:
-            problem = f"{queries.name} encodes queries only, for documents of another model"
-            advice = "build an index of those documents with it and give the index's folder"
-        raise UserError(f"{problem}; {advice}.")
-
-    def differences(self, queries: TextModel) -> list[str]:
-        """Reasons to reject a query encoder, one short phrase each; empty for an accepted one.
-
-        The documents' own model must also keep its query prompt: the documents were embedded for queries with that
-        prompt. This does not hold for a model with a query tower of its own (a Router), which states its document space
-        by its weights, as a student does by its manifest.
-        """
-        if queries.query_space == self.fingerprint:
-            if queries.document_space != self.fingerprint or not self.query_contract:
-                return []  # distilled into the space, or the index does not know its model's query contract
-            own, expected = queries.contract("query"), self.query_contract
-            has_own_tower = own.get("weights") != expected.get("weights")
-            return [] if has_own_tower else [f"query {phrase}" for phrase in _differences(own, expected)]
-        if queries.query_space != queries.document_space:
-            return [f"it was distilled into space {queries.query_space}, the documents are in {self.fingerprint}"]
-        phrases = list(_differences(queries.contract("document"), self.contract))
-        return phrases or [f"space {queries.query_space}, expected {self.fingerprint}"]
-
-
-def _differences(own: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
-    """Short phrases. Settings of modules are compared only if the weights agree: otherwise it is another model."""
-    keys = {**expected, **own} if "weights" in expected else expected
-    for key in (key for key in keys if own.get(key) != expected.get(key)):
-        if key == "modules" and own.get("weights") == expected["weights"]:
-            yield _module_difference(own["modules"], expected["modules"])
-        elif key in ("weights", "modules"):
-            yield f"other {key}"
-        else:
-            yield f"{key} {own.get(key)!r}, expected {expected.get(key)!r}"
-
-
-def _module_difference(own: list[Any], expected: list[Any]) -> str:
-    own_names, expected_names = (", ".join(name for name, _ in modules) for modules in (own, expected))
-    if own_names != expected_names:
-        return f"modules {own_names}, expected {expected_names}"
-    name, a, b = next((name, a, b) for (name, a), (_, b) in zip(own, expected, strict=True) if a != b)
-    key = next(key for key in {**b, **a} if a.get(key) != b.get(key))
-    return f"{name} has {key} {a.get(key)!r}, expected {b.get(key)!r}"
 
 
 def _routed(module: Any, role: Role, name: str) -> Iterator[Any]:
@@ -412,20 +328,6 @@ def _routed(module: Any, role: Role, name: str) -> Iterator[Any]:
         raise UserError(f"{problem}; a Router needs 'query' and 'document'.")
     for part in module.sub_modules[route]:
         yield from _routed(part, role, name)
-
-
-def _class_and_settings(module: Any, ignored: Sequence[str]) -> list[Any]:
-    """Settings count too: two poolings of the same weights give two spaces."""
-    settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    ignored = ("modality_config", *ignored)  # how inputs are routed, which follows from the classes
-    return [type(module).__name__, {key: _as_json(value) for key, value in settings.items() if key not in ignored}]
-
-
-def _as_json(value: Any) -> Any:
-    """Tuples become lists, as in a manifest that the value is compared with."""
-    if isinstance(value, (list, tuple)):
-        return [_as_json(item) for item in value]
-    return {key: _as_json(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _max_length(module: Any) -> int | None:

@@ -1,12 +1,15 @@
-"""Modules of sentence-transformers models: recombine and cut them, digest their weights, take one exit."""
+"""Modules of sentence-transformers models: recombine and cut them, digest what decides their output, take one exit."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import digest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -15,6 +18,18 @@ if TYPE_CHECKING:
 Kind = Literal["SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"]
 ROUTE = "exit-"
 _TRUNCATIONS = ("truncate_dim", "max_active_dims")
+# Keys of a configuration that decide no vector: versions, places, labels, numeric types (of weights: their digest has
+# the bytes), outputs that nobody asked for, and what matters in training or generation only.
+_UNDECISIVE = frozenset({
+    "architectures", "attn_implementation", "auto_map", "bos_token_id", "cls_token_id", "dtype", "eos_token_id",
+    "finetuning_task", "gradient_checkpointing", "id2label", "initializer_factor", "initializer_range", "label2id",
+    "mask_token_id", "name_or_path", "num_labels", "output_attentions", "output_hidden_states", "problem_type",
+    "return_dict", "sentence_transformers", "sep_token_id", "task_specific_params", "torch_dtype",
+    "transformers_version", "use_cache", "use_return_dict",
+})  # fmt: skip
+# Attributes of tokenizers without a fast form: those of sentence-transformers for words, and slow ones.
+_OF_OTHERS = ("stop_words", "do_lower_case", "ngram_separator", "max_ngram_length")
+_UNDECISIVE_OF_ADAPTERS = frozenset({"auto_mapping", "inference_mode", "revision", "base_model_name_or_path"})
 
 
 def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, similarity: str | None = None) -> Any:
@@ -30,7 +45,7 @@ def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, simil
     return library_class(
         modules=modules,
         device=str(model.device),
-        prompts={name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
+        prompts=dict(model.prompts or {}),
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=similarity or model.similarity_fn_name,
         **truncation,
@@ -65,6 +80,93 @@ def weights_digest(model: nn.Module) -> str:
         plain = tensor.detach().cpu().contiguous().flatten()
         hasher.update(plain.view(torch.uint8).numpy().tobytes())  # bytes: numpy has no bfloat16
     return hasher.hexdigest()
+
+
+def settings_of(module: Any, ignored: Sequence[str] = ()) -> list[Any]:
+    """Class and settings of a module, as JSON values: two poolings of the same weights give two spaces."""
+    settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    ignored = ("modality_config", *ignored)  # how inputs are routed, which follows from the classes
+    return [type(module).__name__, {key: _as_json(value) for key, value in settings.items() if key not in ignored}]
+
+
+def configurations(modules: Iterable[Any]) -> list[dict[str, Any]]:
+    """Of each transformer, what decides its output besides its weights, such as the activation, and its adapters.
+
+    Only values that are not the defaults of its class are listed, so that a version of transformers that adds a key
+    changes nothing.
+    """
+    found = []
+    for module in modules:
+        model = next((part for part in _parts(module) if hasattr(getattr(part, "config", None), "to_dict")), None)
+        if model is None:
+            continue
+        values = _plain(model.config)
+        try:
+            defaults = _plain(type(model.config)())
+        except Exception:
+            defaults = {}
+        own = {key: value for key, value in values.items() if key not in defaults or defaults[key] != value}
+        for part in _parts(module):
+            if adapters := getattr(part, "peft_config", None):  # their scale is not among the weights
+                own["adapters"] = {name: _adapter(config) for name, config in adapters.items()}
+                break
+        found.append({key: own[key] for key in sorted(own)})
+    return found
+
+
+def tokenizers_digest(modules: Iterable[Any]) -> str:
+    """Digest of the state of all tokenizers of some modules: rules, vocabulary, special tokens, sides; no lengths."""
+    return digest(*(_tokenizer_state(module.tokenizer) for module in modules if hasattr(module, "tokenizer")))
+
+
+def _parts(module: Any) -> Iterator[Any]:
+    """A module and those in it, the outer ones first."""
+    yield module
+    yield from module.modules() if hasattr(module, "modules") else ()
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    content = json.loads(json.dumps(config.to_dict(), default=str))
+    return {key: value for key, value in content.items() if key not in _UNDECISIVE and not key.startswith("_")}
+
+
+def _adapter(config: Any) -> dict[str, Any]:
+    content = json.loads(json.dumps(config.to_dict(), default=str))
+    return {key: _as_json(value) for key, value in content.items() if key not in _UNDECISIVE_OF_ADAPTERS}
+
+
+def _tokenizer_state(tokenizer: Any) -> Any:
+    """What a tokenizer does with a text, without the limits of length, which change with every call."""
+    if hasattr(tokenizer, "tokenizer"):  # sentence-transformers wraps some
+        return _tokenizer_state(tokenizer.tokenizer)
+    fast = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(fast, "to_str"):
+        content = json.loads(fast.to_str())
+        cut = content.pop("truncation", None) or {}
+        content.pop("padding", None)
+        is_bare = fast is tokenizer
+        return [content, cut.get("direction", "Right") if is_bare else _sides(tokenizer)]
+    own = {key: _as_json(value) for key, value in vars(tokenizer).items() if key in _OF_OTHERS}
+    return [type(tokenizer).__name__, sorted(_vocabulary(tokenizer).items()), own, _sides(tokenizer)]
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, int]:
+    words = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return dict(words) if isinstance(words, dict) else {word: place for place, word in enumerate(words)}
+
+
+def _sides(tokenizer: Any) -> list[Any]:
+    sides = [getattr(tokenizer, f"{what}_side", None) for what in ("padding", "truncation")]
+    return [*sides, {name: str(token) for name, token in getattr(tokenizer, "special_tokens_map", {}).items()}]
+
+
+def _as_json(value: Any) -> Any:
+    """Tuples become lists, as in a manifest that the value is compared with."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, (list, tuple)):
+        return [_as_json(item) for item in value]
+    return {key: _as_json(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def exits_of(model: SentenceTransformer) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import content_digest
 
 
 class ModelKind(NamedTuple):
@@ -84,6 +85,14 @@ class ModelName:
         """The same model for a process in another working directory: a folder gets its absolute path."""
         is_folder = Path(split_exit(self.name)[0]).expanduser().is_dir()
         return ModelName(self.kind, str(Path(self.name).expanduser().absolute())) if is_folder else self
+
+
+def content_of(name: str) -> str | None:
+    """Digest of the folder or file that a model's name (or the path of an index) means; None for any other name."""
+    kind, _, place = name.partition(":")
+    place = place if kind in KINDS else name
+    path = Path(split_exit(place)[0]).expanduser()
+    return content_digest(path) if place and path.exists() else None
 
 
 def parse_model_name(text: str) -> ModelName:

@@ -118,7 +118,7 @@ def check(
         run, exact = last.load_run(), measured["teacher"].load_run()
         deepest = max(k, min(_DEPTH, int(np.diff(exact.bounds).min())))
         shared = {depth: float(np.mean(list(overlap(run, exact, depth).values()))) for depth in sorted({k, deepest})}
-    is_own = student.document_space == index.space.fingerprint
+    is_own = index.space.holds_documents_of(student)
     admitted_as = "it is their own model" if is_own else "distilled into their space"
     sides = _sides(list(measured.values()), index.size)
     return Check(student.name, index.space.documents_by, admitted_as, len(task.queries), shared, sides, notes)
@@ -150,7 +150,7 @@ def _teacher(index: Index, given: Any, collection: Collection) -> Any:
         raise UserError("the model of this index's documents was never saved; give it as the teacher.")
     teacher = load_encoder(index.space.documents_by if given is None else given).bind(collection)
     differences = index.space.differences(teacher)
-    if differences or teacher.document_space != index.space.fingerprint:
+    if differences or not index.space.holds_documents_of(teacher):
         what = "; ".join(differences) or "it encodes queries only"
         raise UserError(
             f"{teacher.name} is not, or no longer, the model that made the documents, {index.space.documents_by} "

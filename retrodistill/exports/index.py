@@ -9,7 +9,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.parents import PassageSettings
 from retrodistill.encoders.any_encoder import DENSE, MULTI_VECTOR, SPARSE, load_encoder
-from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.protocol import Filter, VectorStore, open_store
 from retrodistill.exports.records import run_of

@@ -24,10 +24,11 @@ from retrodistill.data.parents import Parents
 from retrodistill.data.passages import with_passages
 from retrodistill.data.texts import Texts, duplicates, id_places
 from retrodistill.encoders.any_encoder import load_encoder
-from retrodistill.encoders.contract import EmbeddingSpace, TextModel
+from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.multi_vector import Tokens, maxsim
 from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
 from retrodistill.indexes.registry import load_index
@@ -287,14 +288,14 @@ def _of_index(index: Index, collection: Collection | None) -> Records:
             "export an index of factory 'Flat'."
         )
     encoder = queries
-    if encoder is None or encoder.document_space != space.fingerprint:
+    if encoder is None or not space.holds_documents_of(encoder):
         encoder = index._document_encoder("export an index of factory 'Flat', or build it again")
     texts = _texts_of(index.as_indexed(collection).documents, index.ids)
     vectors = embed(encoder.bind(collection), texts.texts, "document")
     vectors = leading(vectors, space.truncation, unit=space.norm == "unit")
     records = vector_records(index.ids, vectors, space, name=index.name, queries_by=by)
-    pin = _pin(index.ids, space.fingerprint, space.dimension, texts.fingerprint)
-    return replace(records, fingerprint=pin, parents=index.parents)
+    made_by = encoder.fingerprint("document"), space.dimension, texts.fingerprint
+    return replace(records, fingerprint=_pin(index.ids, *made_by), parents=index.parents)
 
 
 def _of_encoder(encoder: Any, collection: Collection | None) -> Records:

@@ -1,6 +1,6 @@
 """Indexes: plain FAISS files and others of one protocol, that know which encoder each side needs."""
 
-from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.indexes.base import Index
 from retrodistill.indexes.faiss_index import FaissIndex, FaissSettings
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings

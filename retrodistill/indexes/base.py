@@ -22,8 +22,9 @@ from retrodistill.data.parents import Parents, PassageSettings
 from retrodistill.data.passages import cut_documents, untitled, with_passages
 from retrodistill.data.texts import Texts, id_places
 from retrodistill.encoders.any_encoder import load_encoder
-from retrodistill.encoders.contract import IN_MEMORY, EmbeddingSpace, TextModel
+from retrodistill.encoders.contract import IN_MEMORY, TextModel
 from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.space import EmbeddingSpace, changes_of_queries
 from retrodistill.rankers.protocol import DEPTH, Queries, Ranker, as_queries, wanted_depth
 from retrodistill.runs.documents import best_documents, by_document, in_blocks, passage_pairs
 from retrodistill.runs.run import Run
@@ -304,6 +305,8 @@ class Index(Ranker):
             encoders = [each for each in (self.queries, self._documents) if each is not None and each.has_model]
             if code := {encoder.name: encoder.code for encoder in encoders if encoder.code}:
                 about["code"] = code
+            if (contract := own_query_contract(self.queries, self.space)) is not None:
+                about["query_contract"] = contract
             if self.build_seconds is not None:
                 about["build_seconds"] = round(self.build_seconds, 3)
             inputs = {"space": self.space.fingerprint, **checksums}
@@ -318,7 +321,9 @@ class Index(Ranker):
         """
         stored = _open(Path(folder).expanduser(), cls.index_kind)
         index = cls._read(stored, memory_map)
-        index._set_queries(cls._load_queries(stored, queries))
+        encoder = cls._load_queries(stored, queries)
+        check_unchanged(encoder, stored.about.get("query_contract", {}))
+        index._set_queries(encoder)
         index._queries_by = stored.about["queries_by"] if queries is None else None
         index.build_seconds, index.parents = stored.about.get("build_seconds"), stored.parents
         index.made_from = stored.fingerprint
@@ -417,7 +422,7 @@ class Index(Ranker):
         """The encoder that made the documents, refused if it is no longer the same model."""
         if self._documents is None:
             encoder = load_encoder(self.documents_by, self.encoder_kinds)
-            if encoder.document_space != self.space.fingerprint:
+            if not self.space.holds_documents_of(encoder):
                 raise UserError(
                     f"{encoder.name} is no longer the model that encoded the documents "
                     f"({'; '.join(self.space.differences(encoder))}); {advice}."
@@ -483,6 +488,23 @@ def read_index_manifest(folder: Path) -> Manifest:
     if missing:
         raise UserError(f"{folder / FILE_NAME} is incomplete: it lacks {missing[0]!r}; build the index again.")
     return manifest
+
+
+def own_query_contract(queries: Any, space: EmbeddingSpace) -> dict[str, Any] | None:
+    """For the manifest: how a query encoder that is not the documents' model encodes queries; None for others."""
+    if queries is None or not queries.has_model or saved_name(queries) is None:
+        return None
+    contract: dict[str, Any] = queries.contract("query")
+    return contract if "weights" in contract and contract != space.query_contract else None
+
+
+def check_unchanged(queries: Any, contract: dict[str, Any]) -> None:
+    """Refuse a query encoder of the same weights as in a manifest that encodes queries differently now."""
+    if queries is not None and queries.has_model and (changes := changes_of_queries(queries, contract)):
+        raise UserError(
+            f"{queries.name} has changed since the index was saved ({'; '.join(changes)}); change it back, or build "
+            "the index with it as it is now: documents are not embedded again."
+        )
 
 
 def saved_name(queries: TextModel | None) -> str | None:

@@ -20,9 +20,9 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.leaks import excluded_queries
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import TextVectors, embed
 from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import Vectors, check_finite, exact_search, leading
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.factory import (

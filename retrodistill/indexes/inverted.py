@@ -15,8 +15,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.settings import Settings, validated
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import SPARSE
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.sparse import SparseTextEncoder, TokenWeights
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.registry import IndexKind

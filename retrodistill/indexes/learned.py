@@ -120,9 +120,10 @@ def save_query_map(result: LearnedIndex, folder: str | os.PathLike[str], manifes
     index, query_map = result.index, result.learned.query_map
     if query_map is None or index.queries is None:
         raise UserError("no query map was learned; set query_map.")
-    space = index.space.fingerprint
-    manifest = manifest or Manifest("student", {"space": space}, result.learned.settings.model_dump())
-    manifest = replace(manifest, about={**manifest.about, "query_space": space})
+    space = index.space
+    manifest = manifest or Manifest("student", {"space": space.fingerprint}, result.learned.settings.model_dump())
+    about = {"query_space": space.fingerprint, "query_space_contract": space.contract}
+    manifest = replace(manifest, about={**manifest.about, **about})
     save_student(query_student(index.queries, query_map), manifest, folder)
     index.queries = load_encoder(f"dense:{folder}", DENSE)
     return index.queries

@@ -17,9 +17,9 @@ from retrodistill.core.settings import validated
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import TokenVectors
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.indexes.base import Index, StoredIndex, load_sides
 from retrodistill.indexes.codecs import Codec, CodecSettings, fit_codec
 from retrodistill.indexes.factory import empty_index
@@ -195,7 +195,7 @@ def _build(
 def _encode(texts: Texts, encoder: MultiVectorModel, settings: MultiVectorSettings) -> TokenStore:
     """The texts' token store in the cache, continued where an earlier build stopped."""
     codec = settings.model_dump(mode="json", exclude={"muvera"})
-    folder = cache_folder() / "tokens" / digest(encoder.document_space, texts.fingerprint, codec)
+    folder = cache_folder() / "tokens" / digest(encoder.fingerprint("document"), texts.fingerprint, codec)
     store = TokenVectors(encoder, "document")
     encoded: dict[int, np.ndarray] = {}  # tokens of the codec's sample, so that they are not encoded twice
 

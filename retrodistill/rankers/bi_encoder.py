@@ -14,9 +14,10 @@ from retrodistill.core.runtime import bar
 from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import EmbeddingSpace, Role, TextModel
+from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.embeddings import TextVectors, TokenVectors, embed, seconds_to_embed, store_of
 from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import check_finite, exact_search, join_best, pair_products
 from retrodistill.rankers.corpus import CorpusScores, Products
 from retrodistill.rankers.postings import Postings, check_weights, search_rows

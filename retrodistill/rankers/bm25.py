@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,8 @@ class BM25:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of settings and corpus, whose statistics determine the scores."""
-        return digest("bm25", {**_FORMULA, **self._analyze.settings}, self.documents.fingerprint)
+        """Digest of settings, versions of the libraries that make terms, and the corpus with its statistics."""
+        return digest("bm25", {**_FORMULA, **self._analyze.settings}, _versions(), self.documents.fingerprint)
 
     def scores(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         """For each query text, (documents,) float32 scores of the whole corpus; 0 if no term is shared."""
@@ -216,3 +217,9 @@ def _counts(texts: list[list[int]], terms: np.ndarray, vocabulary: int) -> csr_a
     counts = csr_array((np.ones(len(columns), dtype=np.float32), columns, bounds), shape=(len(texts), vocabulary))
     counts.sum_duplicates()
     return counts
+
+
+@cache
+def _versions() -> list[str]:
+    """Of what splits texts and drops stop words, and of what stems: another one may make other terms."""
+    return [metadata.version(name) for name in ("bm25s", "PyStemmer")]

@@ -24,7 +24,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import EncodingSettings, current_encoding, encode_with, tokens_per_pass
 from retrodistill.encoders.embeddings import KeyedStore
 from retrodistill.encoders.loading import load_cross_encoder
-from retrodistill.encoders.modules import weights_digest
+from retrodistill.encoders.modules import configurations, settings_of, tokenizers_digest, weights_digest
 from retrodistill.encoders.names import ModelName
 from retrodistill.rankers.protocol import Ranker, Work, pair_texts
 from retrodistill.runs.run import Run
@@ -34,6 +34,16 @@ if TYPE_CHECKING:
 
 PairScorer = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 _PROBE = 32  # pairs that measure the rate
+
+
+def decisive_settings(model: CrossEncoder) -> dict[str, Any]:
+    """What decides a score besides the weights, the maximum length and the prompt, as JSON values."""
+    modules: list[Any] = list(model)
+    return {
+        "modules": [settings_of(module) for module in modules],
+        "tokenizers": tokenizers_digest(modules),
+        "configurations": configurations(modules),
+    }
 
 
 class CrossEncoderRanker(Ranker):
@@ -59,6 +69,7 @@ class CrossEncoderRanker(Ranker):
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "activation": "identity",
             "prompt": self._prompt,
+            **decisive_settings(self.model),
         }
         if self.encoding.precision != "float32":  # absent for float32, so that keys of older stores stay the same
             settings["precision"] = self.encoding.precision
@@ -69,7 +80,7 @@ class CrossEncoderRanker(Ranker):
         return str((self.model.prompts or {}).get(self.model.default_prompt_name or "", ""))
 
     def fingerprint(self, collection: Collection) -> str:
-        """Digest of weights, maximum length, prompt, dtype and activation."""
+        """Digest of weights, modules, tokenizer, configuration, maximum length, prompt, dtype and activation."""
         return self._owner.fingerprint
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
@@ -145,8 +156,9 @@ class ScoreStore(KeyedStore):
 
     Methods take pairs as two parallel lists of texts. Its owner is the teacher's manifest (weights, prompt, maximum
     length, dtype, activation). In the shared cache, the default, each version of a teacher has its own folder; in a
-    given `root` a store of another version is a UserError, as is a folder that cannot be written. Unless
-    `is_complete`, NaN is the score of a pair that the teacher could not score: it is not stored, and asked for again.
+    given `root` a store of another version is a UserError, as is a folder that would have to be written and cannot be.
+    Unless `is_complete`, NaN is the score of a pair that the teacher could not score: it is not stored, and asked for
+    again.
     """
 
     unit = "pairs"

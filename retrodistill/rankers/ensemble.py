@@ -64,6 +64,11 @@ class Combined(Ranker):
         works = [member.remaining(queries, collection, pairs) for member in self.members]
         return functools.reduce(operator.add, works)
 
+    def _digest(self, kind: str, collection: Collection, *settings: Any) -> str:
+        """Digest of the members and of settings; empty if a member's is."""
+        members = [member.fingerprint(collection) for member in self.members]
+        return digest(kind, members, *settings) if all(members) else ""
+
 
 class Ensemble(Combined):
     """A weighted fusion of rankers.
@@ -102,8 +107,8 @@ class Ensemble(Combined):
 
     def fingerprint(self, collection: Collection) -> str:
         """Digest of members, weights, method and fitted calibrations."""
-        members = [member.fingerprint(collection) for member in self.members]
-        return digest("ensemble", members, self.weights, self.method, list(map(repr, self.calibrations or [])))
+        own = self.weights, self.method, list(map(repr, self.calibrations or [])), self.depth
+        return self._digest("ensemble", collection, *own)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with fused scores, without those for which a member has none."""
@@ -190,8 +195,7 @@ class SoftLabels(Combined):
 
     def fingerprint(self, collection: Collection) -> str:
         """Digest of members, weights and kind."""
-        members = [member.fingerprint(collection) for member in self.members]
-        return digest("labels", members, self.weights, self.labels)
+        return self._digest("labels", collection, self.weights, self.labels)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with labels: from 0 to 1 with ``sigmoid`` and ``cosine``, from -1 to 1 with ``sigmoid-cosine``."""

@@ -92,7 +92,8 @@ def _learned(
     start_folder = job.out / "indexes" / "opq"
     inputs = {
         "documents": job.collection.documents.fingerprint,
-        "space": job.space.document_space,
+        "space": job.space.fingerprint("document"),
+        "queries": job.space.fingerprint("query"),
         "texts": texts.texts.fingerprint,
         "teacher": job.teacher.fingerprint(job.collection),
     }

@@ -10,6 +10,7 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.names import content_of
 from retrodistill.rankers.ensemble import Ensemble, soft_labels
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
@@ -130,6 +131,10 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
             inputs["labeler"] = data.labeler.fingerprint(data.collection)
     if data.bm25 != "bm25":
         inputs["bm25"] = data.bm25
+    # What is named by its place may change there.
+    named = [settings.model, *(source for stage in settings.stages for source in stage.candidates.sources or ())]
+    contents = {f"content of {name}": content_of(name) for name in named if not is_student(name)}
+    inputs |= {name: content for name, content in contents.items() if content is not None}
     if data.stored is not None:
         inputs["stored"] = hashlib.blake2b(data.stored.tobytes(), digest_size=8).hexdigest()
     # A key that students made before it do not have, so that they stay valid.

@@ -15,7 +15,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import barrier, is_main, log, release_freed_memory
-from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.encoders.contract import STUDENT_MANIFEST, searched_space
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.remote_code import code_of
 from retrodistill.evaluation.results import Role
@@ -219,7 +219,7 @@ class _Training:
         settings, kind = self._students[name], kind_of(model)
         if settings.documents == "frozen":
             # A student that encodes its own documents searches its own space, which is known only once it is saved.
-            record = {**record, "query_space": space_of(self._data).document_space}
+            record |= searched_space(space_of(self._data))
         if code := code_of(model):
             record = {**record, "code": code}
         described, notes = kind.describe(as_student(model), self._data)

@@ -19,7 +19,7 @@ from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role
 from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder, scores_pairs
 from retrodistill.encoders.modules import keep_first_layers, weights_digest
-from retrodistill.rankers.cross_encoder import CrossEncoderRanker
+from retrodistill.rankers.cross_encoder import CrossEncoderRanker, decisive_settings
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.students.segment_head import Head, SegmentHead
 from retrodistill.training.lists import ListBatch
@@ -47,9 +47,13 @@ class CrossEncoderStudent:
         """Digest of all parameters and buffers."""
         return weights_digest(self.model)
 
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return decisive_settings(self.model)
+
     def fingerprint(self, role: Role) -> str:
         """Fingerprint of what decides a score; the same for both roles, since the texts are read together."""
-        return digest(self.weights_digest, self.model.max_seq_length, self.prompt(role))
+        return digest(self.weights_digest, self.model.max_seq_length, self.prompt(role), self._settings)
 
     def prompt(self, role: Role) -> str:
         """The model's own prompt, the prefix of a pair; empty if it has none."""

@@ -24,7 +24,7 @@ from retrodistill.core.runtime import main_first
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
-from retrodistill.encoders.modules import weights_digest
+from retrodistill.encoders.modules import configurations, settings_of, tokenizers_digest, weights_digest
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 from retrodistill.students.cross_encoder import KIND as CROSS_ENCODER
@@ -313,7 +313,8 @@ def below_stored(student: CrossEncoderStudent, documents: Sequence[str]) -> Iter
     rows = {text: row for row, text in enumerate(texts)}
     lower = nn.ParameterList(module.lower_parameters())
     # Not the whole student's weights: training those above leaves these states as they are.
-    made_by = [weights_digest(lower), module.kind, module.get_config_dict(), module.tokenizer.get_vocab()]
+    settings = [settings_of(module), tokenizers_digest([module]), configurations([module])]
+    made_by = [weights_digest(lower), module.kind, settings]
     states = _states(module, texts, digest("lower", made_by, texts_digest(texts)), lambda states: states, "float16")
 
     def stored(texts: list[str]) -> tuple[Tensor, Tensor]:

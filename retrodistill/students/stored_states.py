@@ -25,7 +25,7 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role, current_encoding, tokens_per_pass
 from retrodistill.encoders.embeddings import TextStore
-from retrodistill.encoders.modules import weights_digest
+from retrodistill.encoders.modules import configurations, settings_of, tokenizers_digest, weights_digest
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.protocol import Ranker
@@ -191,7 +191,7 @@ def features_of(student: TokenStudent, texts: list[str], role: Role) -> dict[str
 def _key(student: TokenStudent, texts: Sequence[str], role: Role) -> str:
     backbone = backbone_of(student, role)
     weights, length = weights_digest(nn.Sequential(*backbone)), getattr(backbone[0], "max_seq_length", None)
-    settings = [[type(module).__name__, module.get_config_dict()] for module in backbone]
+    settings = [[settings_of(module) for module in backbone], tokenizers_digest(backbone), configurations(backbone)]
     precision = [] if student.encoding.precision == "float32" else [student.encoding.precision]  # as stores have it
     return digest(weights, settings, length, student.prompt(role), role, texts_digest(texts), *precision)
 

@@ -20,7 +20,7 @@ from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.sentences import source_document
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.names import parse_model_name
+from retrodistill.encoders.names import content_of, parse_model_name
 from retrodistill.objectives.lists import check_trainable, temperature_for
 from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.rankers.ensemble import Ensemble
@@ -177,6 +177,7 @@ def scores_file(stage: StageSettings, data: TrainingData, texts: Texts) -> Path:
         key += [CURRENT_STUDENT, data.student.fingerprint]
     if stage.reads_labels:
         key += ["labels", data.qrels().fingerprint]
+    key += [["content", name, content_of(name)] for name in sources if not is_student(name) and content_of(name)]
     if settings.filter is not None:
         key += ["with positives"]
     if settings.budget is not None:

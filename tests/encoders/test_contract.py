@@ -11,8 +11,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders import Encoder, load_encoder
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.students import save_student
 
 

@@ -14,8 +14,8 @@ from sparse_models import VOCABULARY, inference_free, masked_model, saved, splad
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.any_encoder import SPARSE
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.loading import load_sparse
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.sparse import SparseTextEncoder, TokenWeights
 
 TEXTS = ["what star planet star", "the court [SEP] unheard-of zebra.", "", "whale " * 100]

@@ -9,9 +9,9 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import Collection
 from retrodistill.encoders import Encoder, load_encoder
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.embeddings import embed, seconds_to_embed
 from retrodistill.encoders.loading import load_bi_encoder
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vector_files import VectorFile, read_vectors
 from retrodistill.exports import export_index
 from retrodistill.indexes import build_index

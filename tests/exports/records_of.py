@@ -4,8 +4,8 @@ import numpy as np
 from qdrant_client import QdrantClient
 from scipy.sparse import csr_array
 
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.multi_vector import Tokens
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.exports import export_index, vector_records
 from retrodistill.exports.qdrant import QdrantStore
 

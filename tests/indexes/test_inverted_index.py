@@ -12,7 +12,7 @@ from sparse_models import inference_free, saved, splade
 from retrodistill.core.errors import UserError
 from retrodistill.data import Texts
 from retrodistill.encoders.any_encoder import load_encoder
-from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.indexes import Index, build_index
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings, keep_largest
 from retrodistill.rankers import Ranker

@@ -9,8 +9,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest
 from retrodistill.data import Texts
 from retrodistill.encoders.any_encoder import load_encoder
-from retrodistill.encoders.contract import EmbeddingSpace
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, maxsim, token_encoder
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.indexes import Index, build_index
 from retrodistill.indexes.multi_vector import MultiVectorIndex, MultiVectorSettings
 from retrodistill.indexes.muvera import CandidateIndex, MuveraSettings

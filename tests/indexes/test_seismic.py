@@ -6,7 +6,7 @@ from scipy.sparse import csr_array, random_array
 from sparse_models import inference_free
 
 from retrodistill.core.errors import UserError
-from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.indexes import build_index
 from retrodistill.indexes.inverted import InvertedIndex, InvertedSettings

@@ -7,7 +7,7 @@ from sparse_models import masked_model
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.any_encoder import load_encoder
-from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.vdr import (
