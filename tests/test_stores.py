@@ -179,6 +179,7 @@ class TestOwner:
         assert keys(PartStore(store.folder, OWNER, ending)) == [1]
 
     def test_a_manifest_cut_short_is_refused(self, store, ending):
+        store.append(table(1))
         (store.folder / FILE_NAME).write_text('{"artifact"')
         with pytest.raises(UserError, match=r"manifest.json is not JSON .*cut short"):
             PartStore(store.folder, OWNER, ending)
@@ -186,7 +187,11 @@ class TestOwner:
     def test_a_place_that_cannot_be_written_is_refused(self, tmp_path, ending):
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match=r"cannot write to .*; choose a writable folder"):
-            PartStore(tmp_path / "file" / "store", OWNER, ending)
+            PartStore(tmp_path / "file" / "store", OWNER, ending).append(table(1))
+
+    def test_a_store_that_is_only_read_is_not_made(self, store, ending):
+        assert store.parts() == []
+        assert not store.folder.exists()
 
 
 class TestLock:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,22 @@ def _temporary(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Create a folder with the content that `make` writes, unless it exists; one process at a time.
+
+    Nothing is written and no lock is taken for a folder that exists: its disk may be read-only.
+    """
+    if folder.exists():
+        return
+    make_folder(folder.parent)
+    with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+        for leftover in folder.parent.glob(f".{folder.name}.*.part"):  # of a killed process: this one holds the lock
+            shutil.rmtree(leftover, ignore_errors=True)
+        if not folder.exists():  # another process may have created it while this one waited for the lock
+            with atomic_folder(folder) as temporary:
+                make(temporary)
 
 
 def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:

@@ -7,6 +7,7 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +39,36 @@ def slug(name: str) -> str:
 
 
 class PartStore:
-    """A folder of immutable part files, made if missing, and a manifest of the owner of its rows, such as a teacher.
+    """A folder of immutable part files, and a manifest of the owner of its rows, such as a teacher.
 
-    The folder of another owner is rejected. Parts are ``.parquet`` (scores) or memory-mapped ``.arrow`` (embeddings).
+    The folder of another owner is rejected; a missing one has no parts, and is made for the first write. Reading writes
+    nothing and takes no lock, so that a store on a read-only disk serves what it holds. Parts are ``.parquet`` (scores)
+    or memory-mapped ``.arrow`` (embeddings).
     """
 
     def __init__(self, folder: Path, owner: Manifest, ending: str) -> None:
-        self.folder = make_folder(folder)
-        self.ending = ending
-        self._lock = filelock.FileLock(self.folder / ".lock")
+        self.folder, self.owner, self.ending = folder, owner, ending
         self._number = -1  # of the next part; the folder, which may have many, is listed for the first one only
         self._unmerged: list[Path] = []  # parts that this object wrote and `append` has not merged yet
-        # Take the lock only for a new store: readers must not wait for hours while another process writes.
-        if not (self.folder / FILE_NAME).exists():
-            with self.writing():
-                if not (self.folder / FILE_NAME).exists():
-                    owner.write(self.folder)
-        stored = Manifest.read(self.folder)
+        if (folder / FILE_NAME).exists():
+            self._check_owner()
+
+    def _check_owner(self) -> None:
+        stored, owner = Manifest.read(self.folder), self.owner
         if stored.fingerprint != owner.fingerprint:
             held = f"it holds {stored.inputs} with {stored.settings}, expected {owner.inputs} with {owner.settings}"
             another = f"store {self.folder} belongs to another {owner.artifact}"
             raise UserError(f"{another}: {held}; choose another folder or delete it.")
+
+    @cached_property
+    def _lock(self) -> filelock.BaseFileLock:
+        """For writes; made with the folder and its manifest, by the first process that needs them."""
+        lock = filelock.FileLock(make_folder(self.folder) / ".lock")
+        with self._held(lock):
+            if not (self.folder / FILE_NAME).exists():
+                self.owner.write(self.folder)
+        self._check_owner()
+        return lock
 
     def computing(self, keys: np.ndarray) -> AbstractContextManager[Any]:
         """Keep other processes from computing the same set of rows, given by (n,) keys in any order.
@@ -67,7 +77,7 @@ class PartStore:
         equal, and readers use the first.
         """
         number = int.from_bytes(hashlib.blake2b(np.unique(keys).tobytes(), digest_size=8).digest()) % _KEY_LOCKS
-        return self._held(filelock.FileLock(self.folder / f".computing-{number}.lock"))
+        return self._held(filelock.FileLock(make_folder(self.folder) / f".computing-{number}.lock"))
 
     @contextmanager
     def writing(self) -> Iterator[None]:

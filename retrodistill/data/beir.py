@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retrodistill.core.errors import UserError, did_you_mean, sample_of
-from retrodistill.core.files import cache_folder, file_digest, make_folder
+from retrodistill.core.files import cache_folder, file_digest, make_once
 from retrodistill.data import records
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import DOCUMENT_COLUMNS, JUDGMENT_COLUMNS, QUERY_COLUMNS, Judgment, Source, split_name
-from retrodistill.data.stored import cached, make_once
+from retrodistill.data.stored import cached
 from retrodistill.data.tables import JUDGMENTS, TABLES, Columns, Table, is_table, refuse_unread, stem, table_at
 
 URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
@@ -97,7 +97,7 @@ def load_public(name: str) -> Collection:
     if base == "cqadupstack" and forum not in FORUMS:
         problem = f"no forum {forum!r}" if forum else "no documents of its own"
         raise UserError(f"beir/{base} has {problem}; write beir/{base}/<forum> with one of {', '.join(FORUMS)}.")
-    folder = make_folder(cache_folder() / "beir") / base
+    folder = cache_folder() / "beir" / base
     make_once(folder, partial(_fetch, base, folder))
     return load_folder(folder / forum, name.replace("/", "-"))
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import filelock
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder, read_json, write_json
+from retrodistill.core.files import cache_folder, digest, make_once, read_json, write_json
 from retrodistill.core.runtime import bar
 from retrodistill.data.collection import JUDGMENT_SCHEMA, Collection, Qrels, check_parts, full_text
 from retrodistill.data.fields import FieldWriter
@@ -35,21 +33,9 @@ def cached(name: str, key: tuple[object, ...], source: Callable[[], Source]) -> 
         key: JSON-like values that determine the content, such as digests of files.
         source: Called only if the cache lacks the collection.
     """
-    folder = make_folder(cache_folder() / "collections") / digest(FORMAT, *key)
+    folder = cache_folder() / "collections" / digest(FORMAT, *key)
     make_once(folder, lambda temporary: write(temporary, source()))
     return open_stored(folder, name)
-
-
-def make_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Create a folder with the content that `make` writes, unless it exists; one process at a time."""
-    if folder.exists():
-        return
-    with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
-        for leftover in folder.parent.glob(f".{folder.name}.*.part"):  # of a killed process: this one holds the lock
-            shutil.rmtree(leftover, ignore_errors=True)
-        if not folder.exists():  # another process may have created it while this one waited for the lock
-            with atomic_folder(folder) as temporary:
-                make(temporary)
 
 
 def write(folder: Path, source: Source) -> None:

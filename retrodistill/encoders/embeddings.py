@@ -165,6 +165,8 @@ class TextStore(KeyedStore):
 
     def put(self, texts: Sequence[str], vectors: Any) -> None:
         """Add vectors computed elsewhere, in the encoder's form; texts already in the store keep theirs."""
+        if not self.missing(texts):
+            return
         with self._store.writing():
             self._load()
             row_of = {text: row for row, text in enumerate(texts)}

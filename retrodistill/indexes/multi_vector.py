@@ -196,6 +196,8 @@ def _encode(texts: Texts, encoder: MultiVectorModel, settings: MultiVectorSettin
     """The texts' token store in the cache, continued where an earlier build stopped."""
     codec = settings.model_dump(mode="json", exclude={"muvera"})
     folder = cache_folder() / "tokens" / digest(encoder.fingerprint("document"), texts.fingerprint, codec)
+    if (finished := TokenStore.finished(folder, len(texts))) is not None:
+        return finished
     store = TokenVectors(encoder, "document")
     encoded: dict[int, np.ndarray] = {}  # tokens of the codec's sample, so that they are not encoded twice
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import make_folder
+from retrodistill.core.files import atomic_file, make_folder
 from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.codecs import Codec, load_codec, save_codec
 from retrodistill.indexes.int8 import Int8Tokens, limits_of, to_int8
@@ -172,6 +172,16 @@ class TokenStore:
             )
         return cls(codec, [codes], bounds[:-1], np.diff(bounds), [rounded], limits)
 
+    @classmethod
+    def finished(cls, folder: Path, documents: int) -> TokenStore | None:
+        """The store that a `TokenWriter` finished in a folder, which is only read; None if it has to be written."""
+        try:
+            store = cls.load(folder)
+        except (UserError, ValueError):  # not there, cut short, or being written
+            return None
+        lacks_rounded = store.codec.keeps_rounded and store.rounded is None
+        return None if lacks_rounded or len(store) != documents else store
+
     def read_into_memory(self) -> None:
         """Stop reading from the files."""
         self.parts = [np.array(part) for part in self.parts]
@@ -202,7 +212,9 @@ class TokenWriter:
 
     def finish(self) -> TokenStore:
         """Write the offsets, and rounded vectors if the codec keeps them, and open the store."""
-        np.save(self.folder / _BOUNDS_FILE, _bounds(np.fromfile(self.folder / _LENGTHS_FILE, dtype="<i8")))
+        bounds = _bounds(np.fromfile(self.folder / _LENGTHS_FILE, dtype="<i8"))
+        with atomic_file(self.folder / _BOUNDS_FILE) as temporary, temporary.open("wb") as file:
+            np.save(file, bounds)
         store = TokenStore.load(self.folder)
         if self.codec.keeps_rounded and store.rounded is None:
             store.save_rounded(self.folder)

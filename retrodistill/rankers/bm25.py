@@ -9,12 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import numpy as np
 from scipy.sparse import csc_array, csr_array, vstack
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_folder, cache_folder, digest, make_folder
+from retrodistill.core.files import cache_folder, digest, make_once
 from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -86,14 +85,15 @@ class BM25:
     @cached_property
     def _index(self) -> bm25s.BM25:
         library = load_bm25s()
-        folder = make_folder(cache_folder() / "bm25") / self.fingerprint
-        with filelock.FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                index = library.BM25(**_FORMULA)
-                index.vocab_dict, index.scores = _indexed(self.documents, self._analyze)
-                index.nonoccurrence_array = None  # this formula has none
-                with atomic_folder(folder) as temporary:
-                    index.save(temporary, show_progress=False)
+        folder = cache_folder() / "bm25" / self.fingerprint
+
+        def make(temporary: Path) -> None:
+            index = library.BM25(**_FORMULA)
+            index.vocab_dict, index.scores = _indexed(self.documents, self._analyze)
+            index.nonoccurrence_array = None  # this formula has none
+            index.save(temporary, show_progress=False)
+
+        make_once(folder, make)
         try:
             return library.BM25.load(folder, mmap=True)
         except (OSError, ValueError, KeyError, EOFError) as error:
