@@ -27,7 +27,12 @@ _DISK_ERRORS = ("No space left", "os error", "PytorchStreamWriter", "inline_cont
 
 def cache_folder() -> Path:
     """The cache that all recipes share: ``RETRODISTILL_CACHE``, or the platform's user cache folder."""
-    return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")).expanduser()
+    return as_path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill"))
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path as users write it: ``~`` is a home folder."""
+    return Path(path).expanduser()
 
 
 @contextlib.contextmanager
@@ -59,8 +64,11 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; it is renamed to `path` on success and removed on failure."""
-    target = Path(path).expanduser()
+    """Yield a temporary path next to `path`; it is renamed to `path` on success and removed on failure.
+
+    A symbolic link stays one: what it points to is replaced.
+    """
+    target = _behind_link(path)
     with _temporary(target) as temporary:
         yield temporary
         if temporary.is_file():
@@ -71,8 +79,11 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`; it replaces a folder at `path` on success and is removed on failure."""
-    target = Path(path).expanduser()
+    """Yield a temporary folder next to `path`; it replaces a folder at `path` on success and is removed on failure.
+
+    A symbolic link stays one: what it points to is replaced.
+    """
+    target = _behind_link(path)
     if target.exists() and not target.is_dir():
         raise UserError(f"cannot write {target}: a file has that name; choose another folder.")
     with _temporary(target) as temporary:
@@ -88,6 +99,11 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 os.replace(old, target)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _behind_link(path: str | os.PathLike[str]) -> Path:
+    place = as_path(path)
+    return Path(os.path.realpath(place)) if place.is_symlink() else place
 
 
 @contextlib.contextmanager
@@ -138,9 +154,10 @@ def exclusive(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager
     """Lock a folder, or raise a UserError if another run holds it; under torchrun only the main process locks."""
     if not is_main():
         return contextlib.nullcontext()
-    folder = make_folder(Path(path).parent)
+    lock = as_path(path)
+    folder = make_folder(lock.parent)
     try:
-        return filelock.FileLock(path).acquire(timeout=0)
+        return filelock.FileLock(lock).acquire(timeout=0)
     except filelock.Timeout as error:
         message = f"another run is working in {folder}; wait for it or choose another output folder."
         raise UserError(message) from error
@@ -213,7 +230,7 @@ def texts_digest(texts: Sequence[str]) -> str:
 
 def file_digest(path: str | os.PathLike[str], algorithm: str = "blake2b") -> str:
     """Hexadecimal digest of a file's bytes, read in chunks."""
-    with Path(path).open("rb") as file:
+    with as_path(path).open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import as_path
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import IN_MEMORY, STUDENT_MANIFEST, TextModel
 from retrodistill.encoders.embeddings_api import ApiEncoder
@@ -62,8 +63,10 @@ def load_encoder(source: Any, kinds: Sequence[str] = _KINDS) -> Any:
 
 def _load_name(name: ModelName) -> TextModel:
     if name.kind in _OPENERS:
-        return _OPENERS[name.kind](name.name)
-    (wrapper, load), folder = _LOADERS[name.kind], Path(split_exit(name.name)[0]).expanduser()
+        opened = _OPENERS[name.kind](name.name)
+        opened.loaded_from = name.anywhere
+        return opened
+    (wrapper, load), folder = _LOADERS[name.kind], as_path(split_exit(name.name)[0])
     manifest = Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).exists() else None
     encoder = wrapper(load(name.name), str(name), manifest)
     if name.kind == "static" and not encoder.is_static:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import content_digest
+from retrodistill.core.files import as_path, content_digest
 
 
 class ModelKind(NamedTuple):
@@ -82,17 +83,46 @@ class ModelName:
 
     @property
     def anywhere(self) -> ModelName:
-        """The same model for a process in another working directory: a folder gets its absolute path."""
-        is_folder = Path(split_exit(self.name)[0]).expanduser().is_dir()
-        return ModelName(self.kind, str(Path(self.name).expanduser().absolute())) if is_folder else self
+        """The same model for a process in another working directory: a folder or file gets its absolute path."""
+        is_here = bool(self.name) and as_path(split_exit(self.name)[0]).exists()
+        return ModelName(self.kind, os.path.abspath(as_path(self.name))) if is_here else self
 
 
 def content_of(name: str) -> str | None:
     """Digest of the folder or file that a model's name (or the path of an index) means; None for any other name."""
     kind, _, place = name.partition(":")
     place = place if kind in KINDS else name
-    path = Path(split_exit(place)[0]).expanduser()
+    path = as_path(split_exit(place)[0])
     return content_digest(path) if place and path.exists() else None
+
+
+def relative_to(name: str | None, folder: Path) -> str | None:
+    """A model's name for a file in a folder (an index): a model that is a folder is named relative to it.
+
+    Then both can be moved together, and be found from any working directory. Relative is to where the folder really is,
+    since the system follows ``..`` from there. The way by the names is taken where it leads to the model, and otherwise
+    the way by the real places: links inside a project that is moved stay in use.
+    """
+    kind, _, place = (name or "").partition(":")
+    model, exit_layer = split_exit(place)
+    path = os.path.abspath(as_path(model))
+    if name is None or not place or not os.path.exists(path):
+        return name
+    real = os.path.realpath(folder)
+    way = os.path.relpath(path, os.path.abspath(folder))
+    if not (os.path.exists(found := os.path.join(real, way)) and os.path.samefile(found, path)):
+        way = os.path.relpath(os.path.realpath(path), real)
+    return f"{kind}:{way}" + ("" if exit_layer is None else f"@exit-{exit_layer}")
+
+
+def found_from(name: str | None, folder: Path) -> str | None:
+    """The name that `relative_to` wrote, with the model's absolute path; as it is if there is no such folder."""
+    kind, _, place = (name or "").partition(":")
+    for start in (os.path.realpath(folder), os.path.abspath(folder)):  # earlier versions wrote the way by the names
+        path = os.path.normpath(os.path.join(start, place))
+        if name and place and os.path.exists(split_exit(path)[0]):
+            return f"{kind}:{path}"
+    return name
 
 
 def parse_model_name(text: str) -> ModelName:
@@ -121,6 +151,6 @@ def cannot_search(name: str) -> str:
 def split_exit(name: str) -> tuple[str, int | None]:
     """Split ``NAME@exit-4`` into name and layer; the layer is None without one or if a folder has the whole name."""
     match = re.fullmatch(r"(.+)@exit-(\d+)", name)
-    if match is None or Path(name).expanduser().exists():
+    if match is None or as_path(name).exists():
         return name, None
     return match[1], int(match[2])

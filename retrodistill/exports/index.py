@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.parents import PassageSettings
 from retrodistill.encoders.any_encoder import DENSE, MULTI_VECTOR, SPARSE, load_encoder
+from retrodistill.encoders.names import found_from
 from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import leading
 from retrodistill.exports.protocol import Filter, VectorStore, open_store
@@ -42,9 +44,13 @@ class StoreIndex(Index):
             )
         self.vector_kind: str = manifest.settings["kind"]
         self.encoder_kinds = _ENCODERS[self.vector_kind]
+        space = EmbeddingSpace.from_json(about["space"])
         source = about["queries_by"] if queries is None else queries
+        if store.root is not None:
+            space = replace(space, documents_by=found_from(space.documents_by, store.root))
+            source = found_from(source, store.root) if queries is None else source
         encoder = None if source is None else load_encoder(source, self.encoder_kinds)
-        self.space = EmbeddingSpace.from_json(about["space"])
+        self.space = space
         super().__init__([], self.space, encoder, about["name"], None)
 
     def __len__(self) -> int:

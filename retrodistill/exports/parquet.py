@@ -72,6 +72,11 @@ class ParquetStore(VectorStore):
         return store
 
     @property
+    def root(self) -> Path:
+        """As `VectorStore.root`."""
+        return self.folder
+
+    @property
     def address(self) -> str:
         """``parquet:FOLDER``."""
         return f"parquet:{self.folder}"
@@ -80,7 +85,7 @@ class ParquetStore(VectorStore):
         """As `VectorStore.create`."""
         self._spec, self.batch_size = spec, self.settings.rows or _ROWS[spec.kind]
         settings = {"texts": self.settings.texts, "numbers": self.settings.numbers, "rows": self.batch_size}
-        self._manifest = spec.manifest("Parquet export", settings)
+        self._manifest = spec.manifest("Parquet export", settings, self.folder)
         check_replaceable(self.folder, FILE_NAME)
         if (self.folder / FILE_NAME).is_file():
             check_same(self.manifest(), self._manifest, str(self.folder), "choose another folder, or delete it first")

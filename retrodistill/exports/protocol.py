@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from retrodistill.core.errors import UserError, unknown
@@ -50,6 +51,11 @@ class VectorStore(Protocol):
     @property
     def address(self) -> str:
         """``PREFIX:PLACE``, which opens it again."""
+
+    @property
+    def root(self) -> Path | None:
+        """The folder that it is, to which the names of models in its manifest are relative; None for a server."""
+        return None
 
     def create(self, spec: Records) -> None:
         """Make an empty store for documents, or continue an export of the same documents with the same settings.

@@ -20,7 +20,7 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import check_replaceable
+from retrodistill.core.files import as_path, check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
@@ -128,6 +128,11 @@ class QdrantStore(VectorStore):
         return store
 
     @property
+    def root(self) -> Path | None:
+        """As `VectorStore.root`."""
+        return as_path(self.place) if self.client.init_options["path"] is not None else None
+
+    @property
     def address(self) -> str:
         """``qdrant:PLACE#NAME``."""
         return f"qdrant:{self.place}" + (f"#{self.name}" if self.name else "")
@@ -141,7 +146,7 @@ class QdrantStore(VectorStore):
         self.name = self.name or spec.collection or slug(spec.name)
         self.batch_size = settings.batch or batch_size(spec.kind, spec.space.dimension)
         decisive = {"texts": settings.texts, "quantization": settings.quantization}
-        self._manifest = spec.manifest("Qdrant collection", decisive)
+        self._manifest = spec.manifest("Qdrant collection", decisive, self.root)
         if self.embedded and len(spec) > _MANY:
             log(f"{len(spec)} documents: an embedded Qdrant is meant for up to {_MANY}; use a server for more.")
         self._continues = self._call("collection_exists", self.name)

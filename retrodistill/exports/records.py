@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +26,7 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.multi_vector import Tokens, maxsim
-from retrodistill.encoders.names import KINDS, ModelName, parse_model_name
+from retrodistill.encoders.names import KINDS, ModelName, parse_model_name, relative_to
 from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
@@ -96,15 +95,20 @@ class Records:
             payload["text"] = _texts_of(collection.bodies, self.ids)
         return replace(self, collection=slug(collection.name), payload=payload)
 
-    def manifest(self, artifact: str, settings: dict[str, Any]) -> Manifest:
-        """What determines an export, the settings of its store among them, and what a search of it needs to know."""
+    def manifest(self, artifact: str, settings: dict[str, Any], folder: Path | None = None) -> Manifest:
+        """What determines an export, the settings of its store among them, and what a search of it needs to know.
+
+        In an export that is a folder, models that are folders are named relative to it.
+        """
         inputs = {"space": self.space.fingerprint, "vectors": self.fingerprint}
         inputs |= {f"{column}s": texts.fingerprint for column, texts in self.payload.items()}
+        names = [self.space.documents_by, self.queries_by]
+        documents_by, queries_by = names if folder is None else [relative_to(name, folder) for name in names]
         about = {
-            "space": self.space.to_json(),
+            "space": {**self.space.to_json(), "documents_by": documents_by},
             "documents": len(self),
             "name": self.name,
-            "queries_by": self.queries_by,
+            "queries_by": queries_by,
         }
         if self.parents is not None:
             about |= {"passages": self.parents.settings.model_dump(), "parents": len(self.parents.ids)}
@@ -277,7 +281,8 @@ def run_of(answers: Answers, query_ids: Sequence[str] | None = None, name: str =
 
 def _of_index(index: Index, collection: Collection | None) -> Records:
     kind: Any = index.encoder_kinds[0]
-    queries, read, space = index.queries, index.vector_reader(), index.space
+    queries, read = index.queries, index.vector_reader()
+    space = replace(index.space, documents_by=_anywhere(index.documents_from))
     # Token weights do not name a model; the index does.
     by = space.documents_by if queries is not None and not queries.has_model else _full_name(queries)
     if read is not None:
@@ -303,6 +308,7 @@ def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
         raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
     documents = collection.documents
     vectors, space = embed(encoder.bind(collection), documents.column, "document"), EmbeddingSpace.of(encoder)
+    space = replace(space, documents_by=_full_name(encoder) or encoder.name)
     records = vector_records(documents.ids, vectors, space, name=encoder.name, queries_by=_full_name(encoder))
     pin = _pin(records.ids, encoder.fingerprint("document"), documents.fingerprint)
     return replace(records, fingerprint=pin, parents=collection.parents)
@@ -311,8 +317,11 @@ def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
 def _full_name(queries: TextModel | None) -> str | None:
     """Name of the query encoder; a folder as an absolute path, since exports are searched from anywhere."""
     name = saved_name(queries)
-    kind, _, place = (name or "").partition(":")
-    return f"{kind}:{os.path.abspath(place)}" if os.path.isdir(place) else name
+    return None if name is None else _anywhere(name)
+
+
+def _anywhere(name: str) -> str:
+    return str(parse_model_name(name).anywhere) if name.partition(":")[0] in KINDS else name
 
 
 def _texts_of(texts: Texts, ids: Sequence[str]) -> Texts:

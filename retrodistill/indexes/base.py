@@ -6,6 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -24,6 +25,7 @@ from retrodistill.data.texts import Texts, id_places
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel
 from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.names import found_from, relative_to
 from retrodistill.encoders.space import EmbeddingSpace, changes_of_queries
 from retrodistill.rankers.protocol import DEPTH, Queries, Ranker, as_queries, wanted_depth
 from retrodistill.runs.documents import best_documents, by_document, in_blocks, passage_pairs
@@ -125,6 +127,11 @@ class Index(Ranker):
     def documents_by(self) -> str:
         """Name of the document encoder."""
         return self.space.documents_by
+
+    @property
+    def documents_from(self) -> str:
+        """Name of the document encoder by which any process can load it, where that is known."""
+        return saved_name(self._documents) or self.documents_by
 
     @property
     def can_be_timed(self) -> bool:
@@ -293,10 +300,10 @@ class Index(Ranker):
             checksums = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
             has_model = self.queries is None or self.queries.has_model
             about = {
-                "space": self.space.to_json(),
+                "space": {**self.space.to_json(), "documents_by": relative_to(self.documents_from, target)},
                 "documents": self.size,
                 "name": self.name,
-                "queries_by": _relative(saved_name(self.queries) if has_model else self._queries_by, target),
+                "queries_by": relative_to(saved_name(self.queries) if has_model else self._queries_by, target),
                 "checksums": checksums,
                 **self._about(),
             }
@@ -508,8 +515,10 @@ def check_unchanged(queries: Any, contract: dict[str, Any]) -> None:
 
 
 def saved_name(queries: TextModel | None) -> str | None:
-    """A query encoder's name for the manifest; None for a model that was never saved and must be given at loading."""
-    return None if queries is None or queries.name.partition(":")[2] == IN_MEMORY else queries.name
+    """An encoder's name for a manifest; None for a model that was never saved and must be given at loading."""
+    if queries is None or queries.name.partition(":")[2] == IN_MEMORY:
+        return None
+    return str(queries.loaded_from or queries.name)
 
 
 def _open(folder: Path, kind: str) -> StoredIndex:
@@ -523,22 +532,12 @@ def _open(folder: Path, kind: str) -> StoredIndex:
     table = pq.read_table(folder / _IDS_FILE)
     space = EmbeddingSpace.from_json(manifest.about["space"])
     ids, labels = table["document_id"].to_pylist(), table["label"].to_numpy()
-    about = {**manifest.about, "queries_by": _absolute(manifest.about["queries_by"], folder)}
+    space = replace(space, documents_by=found_from(space.documents_by, folder) or "")
+    about = {**manifest.about, "queries_by": found_from(manifest.about["queries_by"], folder)}
     rule, parents = manifest.about.get("passages"), None
     if rule is not None:
         parents = Parents.of_column(table["parent_id"].cast(pa.string()), PassageSettings.of(rule))
     return StoredIndex(folder, settings, about, space, ids, labels, parents, manifest.fingerprint)
-
-
-def _relative(name: str | None, folder: Path) -> str | None:
-    """Name a model folder relative to the index, so that both can be moved together."""
-    kind, _, place = (name or "").partition(":")
-    return f"{kind}:{os.path.relpath(place, folder)}" if name and Path(place).exists() else name
-
-
-def _absolute(name: str | None, folder: Path) -> str | None:
-    kind, _, place = (name or "").partition(":")
-    return f"{kind}:{folder / place}" if name and (folder / place).exists() else name
 
 
 def _check_list(ids: Sequence[str]) -> None:
