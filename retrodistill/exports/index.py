@@ -47,7 +47,7 @@ class StoreIndex(Index):
         space = EmbeddingSpace.from_json(about["space"])
         source = about["queries_by"] if queries is None else queries
         if store.root is not None:
-            space = replace(space, documents_by=found_from(space.documents_by, store.root))
+            space = replace(space, documents_by=found_from(space.documents_by, store.root) or "")
             source = found_from(source, store.root) if queries is None else source
         encoder = None if source is None else load_encoder(source, self.encoder_kinds)
         self.space = space

@@ -25,7 +25,7 @@ from retrodistill.data.texts import Texts, id_places
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.names import found_from, relative_to
+from retrodistill.encoders.names import found_from, relative_to, split_exit
 from retrodistill.encoders.space import EmbeddingSpace, changes_of_queries
 from retrodistill.rankers.protocol import DEPTH, Queries, Ranker, as_queries, wanted_depth
 from retrodistill.runs.documents import best_documents, by_document, in_blocks, passage_pairs
@@ -518,7 +518,8 @@ def saved_name(queries: TextModel | None) -> str | None:
     """An encoder's name for a manifest; None for a model that was never saved and must be given at loading."""
     if queries is None or queries.name.partition(":")[2] == IN_MEMORY:
         return None
-    return str(queries.loaded_from or queries.name)
+    place = None if queries.loaded_from is None else split_exit(queries.loaded_from.name)[0]
+    return str(queries.loaded_from) if place and os.path.exists(place) else str(queries.name)
 
 
 def _open(folder: Path, kind: str) -> StoredIndex:
