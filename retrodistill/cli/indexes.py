@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,8 @@ from retrodistill.core.runtime import log, set_quiet
 
 if TYPE_CHECKING:
     from retrodistill.indexes import Index
+
+_LONGEST = 60  # characters of a field that are printed
 
 
 @app.command()
@@ -56,6 +59,12 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     prune: Annotated[int | None, Option(help="Sparse: terms to keep per document.", min=1)] = None,
     query_cut: Annotated[int | None, Option(help="Seismic: number of heaviest terms that choose lists.", min=1)] = None,
     heap_factor: Annotated[float | None, Option(help="Seismic: 0 to 1; lower is faster and finds less.")] = None,
+    fields: Annotated[
+        str | None, Option(help="Fields of the documents to store for filters: all (the default), none, or NAME,NAME.")
+    ] = None,
+    store_texts: Annotated[
+        bool, Option("--store-texts", help="Also store titles and texts, which search prints.")
+    ] = False,
     seed: Annotated[int, Option(help="Seed of k-means, tuning and learning.")] = 0,
 ) -> None:
     """Build an index: files of its kind, ids and a manifest with the contract of its space."""
@@ -75,6 +84,8 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
         prune=prune,
         query_cut=query_cut,
         heap_factor=heap_factor,
+        fields=fields,
+        store_texts=store_texts,
     )
     source = (collection, passages)
     if learn or learn_queries:
@@ -116,42 +127,61 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
 
 @app.command()
 @with_trust
-def search(
+def search(  # noqa: PLR0913, PLR0917 - one option each
     place: Annotated[str, Argument(metavar="INDEX", help="An index's folder, or qdrant:FOLDER_OR_URL#NAME.")],
     query: Annotated[list[str], Argument(help="One or more queries.")],
     k: Annotated[int | None, Option(help="Documents per query; 10, or all of fewer.")] = None,
     queries: Annotated[str | None, Option(help="Another query encoder, of the index's space.")] = None,
-    collection: Annotated[str | None, Option(help="Show the documents' texts from this collection.")] = None,
+    collection: Annotated[
+        str | None, Option(help="Show the documents' texts and fields from this collection, not from the index.")
+    ] = None,
+    filter_by: Annotated[
+        list[str] | None,
+        Option(
+            "--filter",
+            metavar="CONDITION",
+            help="Only documents whose fields match, e.g. 'year>=2020', 'lang in de,fr', 'tags contains x', "
+            "'author = \"A B\"', 'year exists', or a JSON object. All of several must hold.",
+        ),
+    ] = None,
     parameters: Annotated[str | None, Option(help="FAISS search parameters, e.g. nprobe=16.")] = None,
     aggregate: Annotated[
         str | None, Option(help="Of passages: max, or mean@N for a document's N best; the index's own by default.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search an index or an exported store."""
+    """Search an index or an exported store. It prints titles, texts and fields where the index stores them."""
     from retrodistill.data import load_collection
+    from retrodistill.data.filters import read_filters
     from retrodistill.indexes import load_index
+    from retrodistill.indexes.columns import records_of
     from retrodistill.rankers.protocol import check_queries
     from retrodistill.runs.documents import PASSAGE
 
     set_quiet(as_json)
     check_queries(query)
     searched = load_index(place, queries, parameters=parameters)
-    texts = searched.as_indexed(load_collection(collection)).documents if collection else None
-    rows: list[dict[str, Any]] = []
-    for found in searched.search(query, k=k, aggregate=aggregate).table.to_pylist():
-        passage = {PASSAGE: found[PASSAGE]} if PASSAGE in found else {}
-        shown = found.get(PASSAGE, found["document_id"])
-        text = {"text": texts[shown]} if texts is not None and shown in texts else {}
-        row = {"query": query[int(found["query_id"])], "document_id": found["document_id"], **passage}
-        rows.append({**row, "score": found["score"], **text})
-    if texts is not None and rows and not any("text" in row for row in rows):
+    corpus = searched.as_indexed(load_collection(collection)) if collection else None
+    chosen = read_filters(filter_by, searched.schema) if filter_by else None
+    run = searched.search(query, k=k, filter=chosen, aggregate=aggregate)
+    read = searched.fields_of if corpus is None else partial(records_of, corpus)
+    hits = run.table.to_pylist()
+    records = read([hit.get(PASSAGE, hit["document_id"]) for hit in hits])
+    rows = [_row(query, *both) for both in zip(hits, records, strict=True)]
+    if corpus is not None and rows and not any("text" in row for row in rows):
         log(f"none of these documents is in {collection}: it is another corpus")
+    where = f" among the documents with {' and '.join(filter_by)}" if filter_by else ""
+    for place_of_query, text in enumerate(query):
+        if str(place_of_query) not in run.query_ids:
+            log(f"{text!r} finds nothing{where}")
     if as_json:
         show_json(rows)
         return
     for row in rows:
-        show(f"{row['score']:.4f}  {row['document_id']}  {' '.join(str(row.get('text', '')).split())[:100]}".rstrip())
+        text = " ".join(f"{row.get('title', '')} {row.get('text', '')}".split())[:100]
+        show(f"{row['score']:.4f}  {row['document_id']}  {text}".rstrip())
+        if "fields" in row:
+            show("        " + "  ".join(f"{name}={_shown(value)}" for name, value in row["fields"].items()))
 
 
 @app.command()
@@ -164,7 +194,7 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     ] = None,
     to: Annotated[str, Option(help="qdrant or parquet.")] = "qdrant",
     collection: Annotated[
-        str | None, Option(help="The indexed collection: for titles and texts, and where codes are lossy.")
+        str | None, Option(help="The indexed collection: for titles, texts and fields, and where codes are lossy.")
     ] = None,
     name: Annotated[str | None, Option(help="Qdrant: name of its collection; the collection's by default.")] = None,
     texts: Annotated[bool, Option("--texts", help="Store the documents' texts, too.")] = False,
@@ -209,6 +239,24 @@ def _given(pairs: list[str] | None, **flags: Any) -> dict[str, Any]:
     return content
 
 
+def _row(query: list[str], found: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """A row of a run with what is stored of the document: title and text, and its fields under a key of their own."""
+    from retrodistill.data.fields import to_json
+    from retrodistill.indexes.columns import TEXTS
+    from retrodistill.runs.documents import PASSAGE
+
+    fields = {name: to_json(value) for name, value in record.items() if name not in TEXTS}
+    passage = {PASSAGE: found[PASSAGE]} if PASSAGE in found else {}
+    hit = {"query": query[int(found["query_id"])], "document_id": found["document_id"], **passage}
+    texts = {name: record[name] for name in TEXTS if name in record}
+    return {**hit, "score": found["score"], **texts, **({"fields": fields} if fields else {})}
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
 def _build(
     source: tuple[str, str | None], encoders: tuple[str, str | None], options: dict[str, Any], out: Path
 ) -> Index:
@@ -239,21 +287,25 @@ def _learn(
     seed: int,
 ) -> Index:
     """Learn a quantizer, save the index, and show how it compares with OPQ at the same bytes."""
+    from retrodistill.core.settings import validated
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.encoders.any_encoder import DENSE
+    from retrodistill.indexes import IndexOptions
     from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
     from retrodistill.quantizers import QuantizerSettings
 
-    strange = [name for name in options if name not in ("bytes", "factory")]
+    strange = [name for name in options if name not in ("bytes", "factory", "fields", "store_texts")]
     if strange:
         raise UserError(f"--learn takes --bytes or --factory; leave {strange[0]} out.")
     collection, encoder = load_collection(source[0], passages=source[1]), load_encoder(encoders[0], DENSE)
+    columns = validated(IndexOptions, options, "index").columns_of(collection)
     query_encoder = None if encoders[1] is None else load_encoder(encoders[1], DENSE)
     texts = texts_with_vectors(collection, query_encoder or encoder, seed=seed)
     target = options.get("factory") or options.get("bytes") or 16
     settings = QuantizerSettings(query_map=query_map, transform="rotation" if query_map else "free", seed=seed)
     result = learn_index(collection, encoder, texts, queries=query_encoder, target=target, settings=settings)
+    result.index.columns = columns
     if result.learned.query_map is not None:
         save_query_map(result, out.with_name(f"{out.name}.queries"))
     result.index.save(out)

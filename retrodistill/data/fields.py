@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.files import digest
 from retrodistill.data.records import DOCUMENT_KEYS, text_of
-from retrodistill.data.texts import BATCH
+from retrodistill.data.texts import BATCH, column_digest
 
 METADATA = "metadata"
 _MOST = 256  # columns; more of them come from an object that is used as a dictionary
@@ -40,7 +42,32 @@ def type_name(kind: pa.DataType) -> str:
     if pa.types.is_list(kind):
         return f"list of {type_name(kind.value_type)}s"
     named = {pa.bool_(): "boolean", pa.int64(): "integer", pa.float64(): "float", pa.string(): "string"}
-    return named.get(kind) or ("date" if pa.types.is_date(kind) else "time")
+    named |= {pa.large_string(): "string", pa.date32(): "date"}
+    return named.get(kind, "time")
+
+
+def type_names(schema: pa.Schema) -> dict[str, str]:
+    """The type of each column of a schema, for manifests; `schema_of` reads it."""
+    return {field.name: str(field.type) for field in schema}
+
+
+def schema_of(types: Mapping[str, str]) -> pa.Schema:
+    """The schema of `type_names`."""
+    kinds = [*_SCALARS.values(), *_LISTS.values(), *_DATES, pa.large_string()]
+    by_name = {str(kind): kind for kind in kinds}
+    return pa.schema([(name, by_name[kind]) for name, kind in types.items()])
+
+
+def to_json(value: Any) -> Any:
+    """A value as JSON: dates and times as ISO 8601."""
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def from_json(value: Any, kind: pa.DataType) -> Any:
+    """The inverse of `to_json` for a field of this type."""
+    if isinstance(value, str) and pa.types.is_date(kind):
+        return datetime.date.fromisoformat(value)
+    return datetime.datetime.fromisoformat(value) if isinstance(value, str) and pa.types.is_timestamp(kind) else value
 
 
 class FieldWriter:
@@ -49,13 +76,15 @@ class FieldWriter:
     Batches are kept in a temporary file until all types are known.
     """
 
-    def __init__(self, where: str, folder: Path | None = None) -> None:
+    def __init__(self, where: str, folder: Path | None = None, strings: Iterable[str] = ()) -> None:
         """Start without records.
 
         Args:
             where: Prefix of a record's place in error messages, as in `Source.where`.
             folder: Of the temporary file.
+            strings: Fields whose strings stay strings, even if all are dates.
         """
+        self._strings = set(strings)
         self._where = where
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - `finish` closes it
         self._records: list[dict[str, Any]] = []
@@ -130,7 +159,7 @@ class FieldWriter:
             self._flush()
         types = {name: _union(kinds) for name, kinds in self._types.items()}
         for name, possible in self._dates.items():
-            if self._types[name] == {pa.string()}:
+            if self._types[name] == {pa.string()} and name not in self._strings:
                 types[name] = next((date for date in _DATES if date in possible), pa.string())
         schema = pa.schema([(name, _LISTS[pa.string()] if kind == _EMPTY else kind) for name, kind in types.items()])
         return schema, self._read(schema), self._warnings(types)
@@ -169,17 +198,20 @@ class FieldWriter:
         return warnings
 
 
-def fields_table(records: Mapping[str, Mapping[str, Any]], ids: Iterable[str]) -> tuple[pa.Table | None, list[str]]:
+def fields_table(
+    records: Mapping[str, Mapping[str, Any]], ids: Iterable[str], strings: Iterable[str] = ()
+) -> tuple[pa.Table | None, list[str]]:
     """The fields of documents as a table in the order of `ids`, and warnings; None if there are no fields.
 
     Args:
         records: Fields by document id; documents without any may be missing.
         ids: All documents.
+        strings: As of `FieldWriter`.
 
     Raises:
         UserError: A document is unknown, a field has a reserved name, or a string is not text.
     """
-    writer, unknown = FieldWriter("fields, document"), set(records)
+    writer, unknown = FieldWriter("fields, document", strings=strings), set(records)
     for place, id_ in enumerate(ids, start=1):
         unknown.discard(id_)
         record = records.get(id_, {})
@@ -206,6 +238,17 @@ def _column_of_one_type(values: list[Any]) -> pa.Array | None:
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):
         return None
     return column if column.type in (*_SCALARS.values(), *_LISTS.values(), _EMPTY) else None
+
+
+def fields_digest(table: pa.Table) -> str:
+    """Digest of names, types, and values, independent of the table's chunks."""
+    parts: list[Any] = []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        strings = [column]
+        if pa.types.is_list(field.type):
+            strings = [pc.list_value_length(column), pc.list_flatten(column)]
+        parts.append([field.name, str(field.type), *(column_digest(each.cast(pa.string()).chunks) for each in strings)])
+    return digest(parts)
 
 
 def _plain(value: Any) -> Any:
@@ -268,4 +311,4 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
 def _as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return value.isoformat() if isinstance(value, datetime.date) else json.dumps(value, ensure_ascii=False)
+    return to_json(value) if isinstance(value, datetime.date) else json.dumps(value, ensure_ascii=False)

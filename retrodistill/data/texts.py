@@ -157,7 +157,7 @@ class Texts(Mapping[str, str]):
                 f"no text with id {sample_of(missing)}: {len(missing)} of {len(rows)} ids are unknown; "
                 f"select from the {len(self)} existing ids."
             )
-        return Texts(_take(self.table, rows))._with_unique_ids()
+        return Texts(take_rows(self.table, rows))._with_unique_ids()
 
     def __add__(self, other: Texts) -> Texts:
         """Concatenate; raises UserError if both contain the same id."""
@@ -299,7 +299,7 @@ def _hashes(texts: pa.Array) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
-def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
+def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
     """Rows of a chunked table, in the given order.
 
     `Table.take` first joins all chunks of strings, which would read a memory-mapped corpus into memory. This takes

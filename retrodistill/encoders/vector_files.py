@@ -117,7 +117,9 @@ def _readable(file: Path, kind: str) -> Iterator[None]:
 def _read_parquet(file: Path) -> _Rows:
     with _readable(file, "a Parquet file"):
         table = pq.read_table(file)
-    id_column = _column(table.column_names, _ID_COLUMNS, file)
+    names = table.column_names
+    is_export = names[:1] == ["document_id"]  # whose documents may have a field called id
+    id_column = names[0] if is_export else _column(names, _ID_COLUMNS, file)
     column = _column(table.column_names, _VECTOR_COLUMNS, file)
     ids = [_id(id_, f"{file}, row {row}") for row, id_ in enumerate(table[id_column].to_pylist(), start=1)]
     lists = table[column].combine_chunks()

@@ -54,7 +54,7 @@ def export_index(
     Args:
         source: What `records_from` takes: an index, its folder, an encoder or its name (with a collection), `Records`.
         target: Address such as ``qdrant:FOLDER#NAME`` or ``parquet:FOLDER``, or an open store.
-        collection: Titles and texts; None to export ids and vectors alone.
+        collection: Titles, texts, and fields; None to export those that the index stores.
         settings: Options of the kind of store that the address names.
 
     Raises:
@@ -66,7 +66,8 @@ def export_index(
         # The store comes first: it may be out of reach, and embedding may take hours.
         if isinstance(target, str):
             target = stack.enter_context(contextlib.closing(open_store(target, settings, create=True)))
-        records = records_from(source, collection).with_payload(collection, texts=target.settings.texts)
+        chosen = target.settings
+        records = records_from(source, collection).with_payload(collection, texts=chosen.texts, fields=chosen.fields)
         target.create(records)
         with bar(len(records), f"exporting ({target.address})", "documents") as progress:
             written = target.upload(_counted(records.batches(target.batch_size), progress))

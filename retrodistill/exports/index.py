@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from retrodistill.core.errors import UserError
+import pyarrow as pa
+
+from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.collection import Collection
+from retrodistill.data.filters import Filter, Filtering, parse_filter
 from retrodistill.data.parents import PassageSettings
 from retrodistill.encoders.any_encoder import DENSE, MULTI_VECTOR, SPARSE, load_encoder
 from retrodistill.encoders.names import found_from
 from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import leading
-from retrodistill.exports.protocol import Filter, VectorStore, open_store
+from retrodistill.exports.protocol import VectorStore, open_store
 from retrodistill.exports.records import run_of
 from retrodistill.indexes.base import Index
 from retrodistill.rankers.protocol import wanted_depth
@@ -66,25 +69,41 @@ class StoreIndex(Index):
         """As `Index.size`."""
         return int(self._manifest_about["parents"]) if "passages" in self._manifest_about else len(self)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """As `Index.schema`, of the payload."""
+        return self.store.schema()
+
+    def fields_of(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """As `Index.fields_of`, from the payload; of passages by their own ids."""
+        found = self.store.payloads(ids)
+        if strange := [id_ for id_ in ids if id_ not in found]:
+            raise UserError(f"{sample_of(strange)}: not in {self.store.address}.")
+        return [found[id_] for id_ in ids]
+
     def search_vectors(
         self,
         vectors: Any,
         k: int | None = None,
         query_ids: Sequence[str] | None = None,
-        filter: Filter | None = None,
+        filter: Filtering | None = None,
         *,
         aggregate: str | None = None,
     ) -> Run:
         """As `Index.search_vectors`; sparse and multi-vector queries may find fewer than k.
 
-        `filter` admits only documents whose payload has one of its values, e.g. ``{"title": ["Anemia"]}``. A store does
-        not know how many passages a document has, which ``mean@n`` needs.
+        A store does not know how many passages a document has, which ``mean@n`` needs.
         """
+        parsed = self._passing(filter)
         k, vectors = wanted_depth(k, self.size), self._prepare(vectors, "queries")
-        return self._answer(lambda depth: self._found(vectors, query_ids, depth, filter), k, aggregate)
+        return self._answer(lambda depth: self._found(vectors, query_ids, depth, parsed), k, aggregate)
 
-    def _found(self, vectors: Any, query_ids: Sequence[str] | None, k: int, filter: Filter | None = None) -> Run:
-        answers = self.store.best(vectors, k, filter)
+    def _passing(self, filter: Filtering | None) -> Filter | None:
+        """The filter itself, which the store applies."""
+        return None if filter is None else parse_filter(filter, self.schema)
+
+    def _found(self, vectors: Any, query_ids: Sequence[str] | None, k: int, passing: Filter | None = None) -> Run:
+        answers = self.store.best(vectors, k, passing)
         if self.space.similarity == "meanmaxsim":
             per_query = zip(answers, vectors.lengths.tolist(), strict=True)
             answers = [[(document, score / length) for document, score in pairs] for pairs, length in per_query]

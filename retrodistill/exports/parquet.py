@@ -1,7 +1,8 @@
 """Parquet files with a schema, for any other program: ``parquet:FOLDER``.
 
 They are ``FOLDER/documents/part-00000.parquet``... with the columns ``document_id`` string, ``title`` string (with a
-collection), ``text`` string (if wanted), ``passage_id`` string (of an index of passages), and by kind
+collection), ``text`` string (if wanted), the fields of the documents, ``passage_id`` string (of an index of passages),
+and by kind
 
 - dense: ``vector`` fixed_size_list<float>[d];
 - sparse: ``indices`` list<int32>, ascending, and ``values`` list<float>; where the entries are known,
@@ -15,7 +16,7 @@ state "complete".
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,9 +31,10 @@ from scipy.sparse import csr_array
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, check_replaceable, exclusive, file_digest, make_folder
 from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.data.filters import Filter, mask_of
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.encoders.vectors import to_float16
-from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
+from retrodistill.exports.protocol import StoreSettings, VectorStore, check_same
 from retrodistill.exports.records import Answers, Batch, Records, Vectors, exact_search
 from retrodistill.runs.documents import PASSAGE
 
@@ -101,6 +103,8 @@ class ParquetStore(VectorStore):
         written = 0
         for batch in batches:
             columns = {name: pa.array(values, pa.string()) for name, values in batch.payload.items()}
+            if batch.fields is not None:
+                columns |= {name: batch.fields[name] for name in batch.fields.column_names}
             table = pa.table({**columns, **_vector_columns(batch.vectors, self.settings.numbers)})
             part = f"part-{batch.start // self.batch_size:05d}.parquet"
             written += len(batch) * _write_part(self.folder / _PARTS / part, table)
@@ -131,6 +135,17 @@ class ParquetStore(VectorStore):
         """As `VectorStore.best`."""
         return exact_search(self._blocks(filter), queries, k)
 
+    def payloads(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """As `VectorStore.payloads`."""
+        found, names, wanted = {}, self.schema().names, pa.array(ids, pa.string())
+        own = PASSAGE if PASSAGE in names else "document_id"
+        for part in self._parts():
+            table = pq.read_table(part, columns=names)
+            for row in table.filter(pc.is_in(table[own], value_set=wanted)).to_pylist():
+                values = {name: value for name, value in row.items() if value not in (None, "")}
+                found[row[own]] = {name: values[name] for name in values if name not in ("document_id", PASSAGE)}
+        return found
+
     def close(self) -> None:
         """Let others write to the folder."""
         self._lock.close()
@@ -148,8 +163,8 @@ class ParquetStore(VectorStore):
             with pq.ParquetFile(part) as file:
                 for read in file.iter_batches(_SPAN):
                     rows = read
-                    for column, values in (filter or {}).items():
-                        rows = rows.filter(pc.is_in(rows[column], value_set=pa.array(list(values), pa.string())))
+                    if filter is not None:
+                        rows = read.filter(pa.array(mask_of(filter, pa.Table.from_batches([read]))))
                     if len(rows):
                         own = PASSAGE if PASSAGE in rows.schema.names else "document_id"
                         yield rows[own].to_pylist(), _read_vectors(rows, width)

@@ -11,18 +11,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import pyarrow as pa
+from pydantic import field_validator
+
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.settings import Settings, validated
+from retrodistill.data.fields import schema_of
+from retrodistill.data.filters import Filter
 from retrodistill.exports.records import Answers, Batch, Records, Vectors, run_of
+from retrodistill.indexes.columns import Choice, read_choice
+from retrodistill.runs.documents import PASSAGE
 from retrodistill.runs.run import Run
 
 # Prefix of the addresses, and module in this package. A module is imported when it is first used.
 _MODULES = {"qdrant": "qdrant", "parquet": "parquet"}
 STORES = tuple(_MODULES)
-
-Filter = Mapping[str, Sequence[str]]
-"""Values that are allowed for fields of the payload (``document_id``, ``title``, ``text``)."""
 
 
 class StoreSettings(Settings):
@@ -30,6 +34,11 @@ class StoreSettings(Settings):
 
     texts: bool = False
     """Whether to store each document's text, too."""
+    fields: Choice = "all"
+    """Fields of the documents to store: `all`, `none`, or a list. They are those that the index stores, or otherwise
+    those of the collection."""
+
+    _field_names = field_validator("fields", mode="before")(read_choice)
 
 
 class VectorStore(Protocol):
@@ -80,6 +89,9 @@ class VectorStore(Protocol):
         """Ids and vectors of those of the documents that are there. A store without `sample` need not have it."""
         raise NotImplementedError
 
+    def payloads(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """By id, the fields, title, and text of those of the documents that are there; missing values are left out."""
+
     def best(self, queries: Vectors, k: int, filter: Filter | None = None) -> Answers:
         """The k best documents, or fewer, that pass the filter on their payload, by inner product or MaxSim."""
 
@@ -88,6 +100,16 @@ class VectorStore(Protocol):
     ) -> Run:
         """As `best`, as a run; queries are named "0", "1"... by default."""
         return run_of(self.best(queries, k, filter), query_ids)
+
+    def schema(self) -> pa.Schema:
+        """Names and types of what a filter compares: fields, title and text if they are stored, and ``document_id``."""
+        manifest = self.manifest()
+        if manifest is None:
+            return pa.schema([])
+        texts = [name for name in ("title", "text") if f"{name}s" in manifest.inputs]
+        passage = [PASSAGE] if "passages" in manifest.about else []
+        own = pa.schema([(name, pa.string()) for name in ["document_id", *passage, *texts]])
+        return pa.unify_schemas([schema_of(manifest.about.get("fields", {})), own])
 
     def close(self) -> None:
         """Release files and connections."""

@@ -16,6 +16,7 @@ from pickle import UnpicklingError  # raised for the files of an embedded Qdrant
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 from scipy.sparse import csr_array
 
@@ -24,8 +25,10 @@ from retrodistill.core.files import as_path, check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
+from retrodistill.data.fields import from_json, to_json
+from retrodistill.data.filters import Condition, Filter
 from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.exports.protocol import Filter, StoreSettings, VectorStore, check_same
+from retrodistill.exports.protocol import StoreSettings, VectorStore, check_same
 from retrodistill.exports.records import Answers, Batch, Records, Vectors, stacked
 from retrodistill.runs.documents import PASSAGE
 
@@ -44,6 +47,7 @@ _QUERIES = 32  # per request
 _BY_CODES = {"quantization": {"rescore": True, "oversampling": 2.0}}
 _WRITING, _VERIFIED = "being written", "verified"
 _OWNER = "retrodistill"  # our key in the metadata of a collection
+_RANGES = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 _POINTS = uuid.uuid5(uuid.NAMESPACE_URL, "retrodistill:document")
 # As Qdrant takes them; codes stay in memory. x16 is a byte for four float32 numbers.
 QUANTIZATIONS: dict[str, dict[str, Any]] = {
@@ -78,11 +82,11 @@ class QdrantStore(VectorStore):
     """A collection in Qdrant.
 
     A point's id is a UUID made from its document's id. Its payload has ``document_id``, ``title`` where there is one,
-    and ``text`` if wanted; that of a passage has ``passage_id``, too, from which its UUID is made. Its vector is named
-    by its kind (``dense``, ``sparse``, ``multi-vector``). A document without any entry or token has no vector and is
-    never found. The collection's metadata holds the manifest with the contract of the space, so that queries of another
-    space are refused. `close` closes the client; `place` is the folder or URL, for messages; `name` is the collection's
-    unless the settings name one.
+    ``text`` if wanted, and the fields, null where there is no value; that of a passage has ``passage_id``, too, from
+    which its UUID is made. Its vector is named by its kind (``dense``, ``sparse``, ``multi-vector``). A document
+    without any entry or token has no vector and is never found. The collection's metadata holds the manifest with the
+    contract of the space, so that queries of another space are refused. `close` closes the client; `place` is the
+    folder or URL, for messages; `name` is the collection's unless the settings name one.
     """
 
     options = QdrantSettings
@@ -157,7 +161,8 @@ class QdrantStore(VectorStore):
             return
         self._call("create_collection", self.name, metadata=self._metadata(_WRITING), **config)
         if not self.embedded:
-            self._call("create_payload_index", self.name, "document_id", _library().models.PayloadSchemaType.KEYWORD)
+            for name, kind in [("document_id", pa.string()), *spec.field_types]:
+                self._call("create_payload_index", self.name, name, _payload_index(kind))
         if self.manifest() is None:
             self._call("delete_collection", self.name)
             raise UserError(f"Qdrant at {self.place} keeps no metadata of collections; use version 1.16 or newer.")
@@ -173,10 +178,12 @@ class QdrantStore(VectorStore):
             if len(known) == len(ids):
                 continue
             columns, vectors, points = batch.payload, _to_qdrant(batch.vectors), []
+            fields = [{} for _ in ids] if batch.fields is None else batch.fields.to_pylist()
             for row, id_ in enumerate(ids):
                 if id_ not in known:
                     vector = {} if vectors[row] is None else {self._kind: vectors[row]}
                     payload = {name: values[row] for name, values in columns.items() if values[row]}
+                    payload |= {name: to_json(value) for name, value in fields[row].items()}
                     points.append(build(id=id_, vector=vector, payload=payload))
             self.put(points)
             written += len(points)
@@ -212,6 +219,19 @@ class QdrantStore(VectorStore):
         dimension = int(self._manifest.about["space"]["dimension"])
         return [documents[str(point.id)] for point in points], _from_qdrant(self._kind, vectors, dimension)
 
+    def payloads(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """As `VectorStore.payloads`."""
+        points = self._call("retrieve", self.name, ids=[point_id(id_) for id_ in ids], with_payload=True)
+        found, schema = {}, self.schema()
+        for point in points:
+            values = {name: value for name, value in (point.payload or {}).items() if value is not None}
+            of = values.pop("document_id", None)
+            document = values.pop(PASSAGE, of)
+            found[document] = {
+                name: from_json(values[name], schema.field(name).type) for name in values if name in schema.names
+            }
+        return found
+
     def best(self, queries: Vectors, k: int, filter: Filter | None = None) -> Answers:
         """As `VectorStore.best`; queries without any entry or token find nothing."""
         vectors = _to_qdrant(queries)
@@ -219,8 +239,7 @@ class QdrantStore(VectorStore):
         if self._manifest.settings["quantization"] is not None and not self.embedded:
             options["params"] = _BY_CODES
         if filter is not None:
-            must = [{"key": name, "match": {"any": list(values)}} for name, values in filter.items()]
-            options["filter"] = {"must": must}
+            options["filter"] = _to_qdrant_filter(filter)
         answers: Answers = [[] for _ in vectors]
         request = _library().models.QueryRequest
         rows = [row for row, vector in enumerate(vectors) if vector is not None]
@@ -294,6 +313,38 @@ def _vectors_config(spec: Records, quantization: str | None) -> dict[str, Any]:
         multivector_config={"comparator": "max_sim"} if spec.kind == "multi-vector" else None,
     )
     return {"vectors_config": {spec.kind: parameters}}
+
+
+def _payload_index(kind: pa.DataType) -> str:
+    """The type of an index of a field, by which Qdrant filters fast."""
+    kind = kind.value_type if pa.types.is_list(kind) else kind
+    named = {pa.int64(): "integer", pa.float64(): "float", pa.bool_(): "bool", pa.string(): "keyword"}
+    return named.get(kind, "datetime")
+
+
+def _to_qdrant_filter(part: Filter | Condition) -> dict[str, Any]:
+    """A filter as Qdrant takes it. Fields without a value are null in the payload."""
+    if isinstance(part, Filter):
+        return {"should" if part.is_any else "must": [_to_qdrant_filter(inner) for inner in part.parts]}
+    name, word, value = part.field, part.operator, part.value
+    # To Qdrant, an empty list is empty, too.
+    is_null: dict[str, Any] = {("is_null" if pa.types.is_list(part.kind) else "is_empty"): {"key": name}}
+    if word in ("exists", "null"):
+        return {"must" if (word == "null") == value else "must_not": [is_null]}
+    if word in ("in", "not in"):
+        matches = {"should": [_equal(part, item) for item in value]} if value else {"must": [{"has_id": []}]}
+        return matches if word == "in" else {"must_not": [matches, is_null]}
+    if word in _RANGES:
+        if part.kind in (pa.string(), pa.large_string()):
+            raise UserError(f"filter: Qdrant does not order strings, and {name!r} has them; use == or in.")
+        return {"key": name, "range": {_RANGES[word]: to_json(value)}}
+    return {"must_not": [_equal(part, value), is_null]} if word == "!=" else _equal(part, value)
+
+
+def _equal(condition: Condition, value: Any) -> dict[str, Any]:
+    if isinstance(value, str | bool | int):
+        return {"key": condition.field, "match": {"value": value}}
+    return {"key": condition.field, "range": {"gte": to_json(value), "lte": to_json(value)}}
 
 
 def _to_qdrant(vectors: Vectors) -> list[Any]:

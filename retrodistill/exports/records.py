@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy import sparse
 from scipy.sparse import csr_array
 
@@ -19,9 +20,10 @@ from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
+from retrodistill.data.fields import fields_digest, type_names
 from retrodistill.data.parents import Parents
 from retrodistill.data.passages import with_passages
-from retrodistill.data.texts import Texts, duplicates, id_places
+from retrodistill.data.texts import Texts, duplicates, id_places, take_rows
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.embeddings import embed
@@ -30,6 +32,7 @@ from retrodistill.encoders.names import KINDS, ModelName, parse_model_name, rela
 from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
+from retrodistill.indexes.columns import TEXTS, Choice, chosen, columns_of
 from retrodistill.indexes.registry import load_index
 from retrodistill.runs.documents import PASSAGE
 from retrodistill.runs.run import Run, TieOrder, top_k
@@ -38,6 +41,7 @@ Kind = Literal["dense", "sparse", "multi-vector"]
 Vectors: TypeAlias = "np.ndarray | csr_array | Tokens"
 Answers: TypeAlias = list[list[tuple[str, float]]]
 """For each query (document id, score) of the documents that were found, best first."""
+_OWN_COLUMNS = (PASSAGE, "document_id", "title", "text", "vector", "vectors", "indices", "values")
 _BATCH = {"dense": 4096, "sparse": 4096, "multi-vector": 128}  # documents that are read at a time, about 10 MB
 
 
@@ -56,9 +60,16 @@ class Records:
     collection: str | None = None  # name for a collection in a store
     payload: Mapping[str, Texts] = field(default_factory=dict)  # ``title`` and ``text``, those that are exported
     parents: Parents | None = None  # of passages, whose ids are those of the records
+    columns: pa.Table | None = None  # of the index: fields, and titles and texts if it stores them
+    fields: pa.Table | None = None  # that are exported, a row per document
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def field_types(self) -> list[tuple[str, pa.DataType]]:
+        """Names and types of the fields that are exported."""
+        return [] if self.fields is None else [(field.name, field.type) for field in self.fields.schema]
 
     def block(self, start: int, stop: int) -> Vectors:
         """Float32 vectors of documents start to stop; sparse rows have ascending columns and no zeros."""
@@ -82,18 +93,32 @@ class Records:
         """Vectors of the documents of `rows`, in this order."""
         return stacked(self.kind, [self.block(row, row + 1) for row in rows], self.space.dimension)
 
-    def with_payload(self, collection: Collection | None, *, texts: bool) -> Records:
-        """The same with titles and, if wanted, texts; missing documents, or texts without a collection, are refused."""
-        if collection is None:
+    def with_payload(self, collection: Collection | None, *, texts: bool, fields: Choice = "all") -> Records:
+        """The same with titles, fields, and, if wanted, texts: of the collection, and else those that the index stores.
+
+        Missing documents, texts that neither has, and unknown fields are refused. Fields of the index come first.
+        """
+        if collection is not None and self.parents is not None and collection.parents is None:
+            collection = with_passages(collection, self.parents.settings)
+        stored = self.columns
+        if stored is None or set(stored.column_names) <= set(TEXTS):
+            stored = None if collection is None else _fields_of(collection, self.ids)
+        columns = chosen(stored, fields)
+        if taken := [name for name in columns if name in _OWN_COLUMNS]:
+            reserved = ", ".join(_OWN_COLUMNS)
+            raise UserError(f"field {taken[0]!r} has a reserved name ({reserved}); choose other fields.")
+        records = replace(self, fields=pa.table(columns) if columns else None)
+        if collection is not None:
+            parts = {"title": _texts_of(collection.titles, self.ids)}
+            parts |= {"text": _texts_of(collection.bodies, self.ids)} if texts else {}
+            return replace(records, collection=slug(collection.name), payload=parts)
+        if self.columns is None or "text" not in self.columns.column_names:
             if texts:
                 raise UserError("texts are to be exported, but there is no collection to take them from; give one.")
-            return self
-        if self.parents is not None and collection.parents is None:
-            collection = with_passages(collection, self.parents.settings)
-        payload = {"title": _texts_of(collection.titles, self.ids)}
-        if texts:
-            payload["text"] = _texts_of(collection.bodies, self.ids)
-        return replace(self, collection=slug(collection.name), payload=payload)
+            return records
+        ids, wanted = pa.chunked_array([self.ids], pa.string()), TEXTS if texts else TEXTS[:1]
+        filled = {name: pc.fill_null(self.columns[name], "") for name in wanted}
+        return replace(records, payload={name: Texts(pa.table({"id": ids, "text": filled[name]})) for name in wanted})
 
     def manifest(self, artifact: str, settings: dict[str, Any], folder: Path | None = None) -> Manifest:
         """What determines an export, the settings of its store among them, and what a search of it needs to know.
@@ -102,6 +127,7 @@ class Records:
         """
         inputs = {"space": self.space.fingerprint, "vectors": self.fingerprint}
         inputs |= {f"{column}s": texts.fingerprint for column, texts in self.payload.items()}
+        inputs |= {} if self.fields is None else {"fields": fields_digest(self.fields)}
         names = [self.space.documents_by, self.queries_by]
         documents_by, queries_by = names if folder is None else [relative_to(name, folder) for name in names]
         about = {
@@ -112,6 +138,7 @@ class Records:
         }
         if self.parents is not None:
             about |= {"passages": self.parents.settings.model_dump(), "parents": len(self.parents.ids)}
+        about |= {} if self.fields is None else {"fields": type_names(self.fields.schema)}
         return Manifest(artifact, inputs, {"kind": self.kind, **settings}, about)
 
 
@@ -150,6 +177,11 @@ class Batch:
             "document_id": self.records.parents.column[self.start : self.stop].to_pylist(),
             **texts,
         }
+
+    @property
+    def fields(self) -> pa.Table | None:
+        """The fields that are exported, a row per document."""
+        return None if self.records.fields is None else self.records.fields.slice(self.start, len(self))
 
 
 def vector_records(
@@ -286,7 +318,8 @@ def _of_index(index: Index, collection: Collection | None) -> Records:
     # Token weights do not name a model; the index does.
     by = space.documents_by if queries is not None and not queries.has_model else _full_name(queries)
     if read is not None:
-        return _checked(Records(kind, index.ids, space, read, "", index.name, by, parents=index.parents))
+        exact = Records(kind, index.ids, space, read, "", index.name, by, parents=index.parents, columns=index.columns)
+        return _checked(exact)
     if collection is None:
         raise UserError(
             f"{index!r} holds codes, not vectors; give the collection, so that its documents can be embedded again, or "
@@ -300,7 +333,7 @@ def _of_index(index: Index, collection: Collection | None) -> Records:
     vectors = leading(vectors, space.truncation, unit=space.norm == "unit")
     records = vector_records(index.ids, vectors, space, name=index.name, queries_by=by)
     made_by = encoder.fingerprint("document"), space.dimension, texts.fingerprint
-    return replace(records, fingerprint=_pin(index.ids, *made_by), parents=index.parents)
+    return replace(records, fingerprint=_pin(index.ids, *made_by), parents=index.parents, columns=index.columns)
 
 
 def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
@@ -335,6 +368,14 @@ def _texts_of(texts: Texts, ids: Sequence[str]) -> Texts:
             "that it was built on."
         )
     return texts.select(ids)
+
+
+def _fields_of(collection: Collection, ids: Sequence[str]) -> pa.Table | None:
+    """The fields of an index's documents, in its order."""
+    table = columns_of(collection)
+    if table is None or _texts_of(collection.documents, ids) is collection.documents:
+        return table
+    return take_rows(table, collection.documents.positions(ids))
 
 
 def _pin(ids: Sequence[str], *parts: object) -> str:

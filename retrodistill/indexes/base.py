@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,6 +19,8 @@ from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import atomic_folder, check_replaceable, digest, file_digest
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.data.collection import Collection
+from retrodistill.data.fields import type_names
+from retrodistill.data.filters import Filtering, mask_of, parse_filter
 from retrodistill.data.parents import Parents, PassageSettings
 from retrodistill.data.passages import cut_documents, untitled, with_passages
 from retrodistill.data.texts import Texts, id_places
@@ -27,11 +29,20 @@ from retrodistill.encoders.contract import IN_MEMORY, TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.names import found_from, relative_to, split_exit
 from retrodistill.encoders.space import EmbeddingSpace, changes_of_queries
+from retrodistill.indexes.columns import (
+    COLUMNS_FILE,
+    Records,
+    new_rows,
+    of_passages,
+    read_columns,
+    row_of,
+    write_columns,
+)
 from retrodistill.rankers.protocol import DEPTH, Queries, Ranker, as_queries, wanted_depth
 from retrodistill.runs.documents import best_documents, by_document, in_blocks, passage_pairs
 from retrodistill.runs.run import Run
 
-_IDS_FILE = "ids.parquet"
+_IDS_FILE, _ID = "ids.parquet", "document_id"
 _OTHER_FILES = ("made-from.json",)  # recipes write it into the folder
 _ABOUT = ("space", "name", "queries_by", "checksums")
 
@@ -67,6 +78,7 @@ class Index(Ranker):
     build_seconds: float | None = None
     is_read_only: bool = False  # memory-mapped
     parents: Parents | None = None  # the documents, where passages of them are indexed
+    columns: pa.Table | None = None  # fields of the documents, and title and text if wanted; a row for each of `ids`
 
     def __init__(self, ids: Sequence[str], space: EmbeddingSpace, queries: Any, name: str, documents: Any) -> None:
         held = self._held()
@@ -138,35 +150,42 @@ class Index(Ranker):
         """Whether it has a query encoder that encodes new queries."""
         return self.queries is not None and getattr(self.queries, "can_be_timed", True)
 
-    def add(self, documents: Texts | Collection) -> None:
+    def add(self, documents: Texts | Collection, fields: Records | None = None) -> None:
         """As `add_vectors`, by the encoder of the space. Trained parts stay as they are.
 
-        A collection has titles, which are put before each passage; of plain texts, the whole text is cut.
+        A collection has titles, which are put before each passage, and fields; of plain texts, the whole text is cut.
         """
         titled = documents.whole if isinstance(documents, Collection) else untitled(documents)
-        self._check_new(titled.documents.ids)
+        ids = titled.documents.ids
+        self._check_new(ids)
+        rows = new_rows(self.columns, ids, titled.fields if fields is None else fields, titled)
         if self.parents is None:
-            self._add_texts(titled.documents.ids, titled.documents)
+            self._add_texts(ids, titled.documents, rows)
         else:
-            self._add_texts(*cut_documents(titled, self.parents.settings))
+            owners, passages = cut_documents(titled, self.parents.settings)
+            self._add_texts(owners, passages, of_passages(rows, owners, passages))
 
-    def add_vectors(self, ids: Sequence[str], vectors: Any) -> None:
+    def add_vectors(self, ids: Sequence[str], vectors: Any, fields: Records | None = None) -> None:
         """Index vectors of the documents' space: (n, dimension) float32, (n, terms) sparse weights, or `Tokens`.
 
         In an index of passages, the vectors are of passages, and the ids of their documents: those of a document are
-        adjacent. An id that occurs twice or is in the index, vectors of another dimension or not finite, and a change
-        of a memory-mapped index are a `UserError`.
+        adjacent. `fields` are ``{id: {field: value}}`` of fields that the index stores; those that are missing are
+        null. An id that occurs twice or is in the index, vectors of another dimension or not finite, an unknown field
+        or a value of another type, and a change of a memory-mapped index are a `UserError`.
         """
         _check_list(ids)
-        self._check_new(ids if self.parents is None else [id_ for id_, _ in itertools.groupby(ids)])
-        self._extend(ids, self._checked_new(vectors, ids))
+        owners = ids if self.parents is None else [id_ for id_, _ in itertools.groupby(ids)]
+        self._check_new(owners)
+        rows = new_rows(self.columns, owners, fields)
+        rows = rows if self.parents is None else of_passages(rows, ids)
+        self._extend(ids, self._checked_new(vectors, ids), rows)
 
-    def _add_texts(self, ids: Sequence[str], texts: Texts) -> None:
-        """Encode and add texts, with the ids of their documents."""
-        self._extend(ids, embed(self._document_encoder(), texts.column, "document"))
+    def _add_texts(self, ids: Sequence[str], texts: Texts, rows: pa.Table | None) -> None:
+        """Encode and add texts, with the ids of their documents and rows of what is stored."""
+        self._extend(ids, embed(self._document_encoder(), texts.column, "document"), rows)
 
-    def _extend(self, ids: Sequence[str], vectors: Any) -> None:
-        """Add vectors of new documents, by the ids of these."""
+    def _extend(self, ids: Sequence[str], vectors: Any, rows: pa.Table | None) -> None:
+        """Add vectors of new documents, by the ids of these, and rows of what is stored."""
         vectors = self._prepare(vectors, "documents")
         _check_count(ids, vectors, "ids")
         self._check_values(vectors, ids, "documents")
@@ -178,6 +197,9 @@ class Index(Ranker):
         else:
             self.parents = self.parents.with_added(ids)
             self.ids += self.parents.names(len(self.ids))
+        self.__dict__.pop("_rows_by_id", None)
+        if rows is not None:
+            self.columns = pa.concat_tables([self.columns, rows])
 
     def _checked_new(self, vectors: Any, ids: Sequence[str]) -> Any:
         """What `add_vectors` is given, after checks that vectors of the index's own encoder need not pass."""
@@ -197,14 +219,18 @@ class Index(Ranker):
         self.made_from = ""
         if self.parents is not None:
             self.parents = self.parents.without(gone)
+        if self.columns is not None:
+            self.columns = self.columns.filter(pa.array(~gone))
         self.ids = [id_ for id_, is_gone in zip(self.ids, gone.tolist(), strict=True) if not is_gone]
         self._id_places = None
+        self.__dict__.pop("_rows_by_id", None)
 
     def search(
         self,
         queries: Queries,
         collection: Collection | None = None,
         k: int | None = None,
+        filter: Filtering | None = None,
         *,
         aggregate: str | None = None,
     ) -> Run:
@@ -212,23 +238,26 @@ class Index(Ranker):
 
         `k` is 1 to the number of documents; by default 10, or all if there are fewer. With a collection, query vectors
         come from the store, k is cut to the size of the index, and documents that are not in the collection are
-        refused; those of a collection of passages are passages, all of a document's if the index holds documents. No
-        query encoder, an empty query, or a k that exceeds the index is a `UserError`. `aggregate` is that of
-        `search_vectors`.
+        refused; those of a collection of passages are passages, all of a document's if the index holds documents. With
+        a `filter` on the fields that the index stores, such as ``{"year": {">=": 2020}, "lang": "de"}``, the best of
+        the documents that pass it are found: k, or all if fewer pass; see `retrodistill.data.filters`. No query
+        encoder, an empty query, a k that exceeds the index, or a filter that does not fit the fields is a `UserError`.
+        `aggregate` is that of `search_vectors`.
         """
+        parsed = None if filter is None else parse_filter(filter, self.schema)  # before queries are encoded
         # a collection may have empty queries, which find nothing
         texts = queries if collection is not None and isinstance(queries, Texts) else as_queries(queries)
         if collection is not None and collection.parents is not None:
             if self.rule is None:
-                return passage_pairs(self.search(texts, collection.whole, k), texts, collection)
+                return passage_pairs(self.search(texts, collection.whole, k, parsed), texts, collection)
             vectors = self._prepare(self._encode_queries(texts.texts, collection), "queries")
-            run = self._found(vectors, texts.ids, min(k or DEPTH, len(self)))
+            run = self._found(vectors, texts.ids, min(k or DEPTH, len(self)), self._passing(parsed))
         else:
             k = k if k is None or collection is None else min(k, self.size)
 
             def find(rows: slice) -> Run:
                 vectors = self._encode_queries(texts.slice(rows.start, rows.stop), collection)
-                return self.search_vectors(vectors, k, texts.ids[rows], aggregate=aggregate)
+                return self.search_vectors(vectors, k, texts.ids[rows], parsed, aggregate=aggregate)
 
             passages = 0 if self.rule is None else (k or DEPTH) * len(self) // max(self.size, 1)
             run = in_blocks(find, len(texts), passages)
@@ -242,6 +271,7 @@ class Index(Ranker):
         vectors: Any,
         k: int | None = None,
         query_ids: Sequence[str] | None = None,
+        filter: Filtering | None = None,
         *,
         aggregate: str | None = None,
     ) -> Run:
@@ -255,7 +285,24 @@ class Index(Ranker):
         ids = [str(number) for number in range(_count(vectors))] if query_ids is None else list(query_ids)
         _check_count(ids, vectors, "query ids")
         self._check_values(vectors, ids, "queries")
-        return self._answer(lambda depth: self._found(vectors, ids, depth), k, aggregate)
+        passing = self._passing(filter)
+        return self._answer(lambda depth: self._found(vectors, ids, depth, passing), k, aggregate, passing)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of what filters compare: the columns that are stored, and ``document_id``."""
+        stored = pa.schema([]) if self.columns is None else self.columns.schema
+        return stored if _ID in stored.names else stored.append(pa.field(_ID, pa.string()))
+
+    def fields_of(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """What the index stores of each of the documents: fields by name, and title and text if they are stored.
+
+        Values are as in records, dates as `datetime.date` and times as `datetime.datetime`; missing ones are left out.
+        An unknown id is a `UserError`.
+        """
+        if strange := [id_ for id_ in ids if id_ not in self._rows_by_id]:
+            raise UserError(f"{sample_of(strange)}: not in the index.")
+        return [row_of(self.columns, self._rows_by_id[id_]) for id_ in ids]
 
     def timed_stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Any], Callable[[Any], Any]]:
         """Encoding of queries, and search by their vectors."""
@@ -293,10 +340,12 @@ class Index(Ranker):
                 self._write(temporary)
             except RuntimeError as error:  # of FAISS, which also reports a full disk this way
                 raise OSError(str(error).strip().splitlines()[-1]) from error
-            table = {"document_id": pa.array(self.ids, pa.string()), "label": pa.array(self._labels(), pa.int64())}
+            table = {_ID: pa.array(self.ids, pa.string()), "label": pa.array(self._labels(), pa.int64())}
             if self.parents is not None:
                 table["parent_id"] = self.parents.column
             pq.write_table(pa.table(table), temporary / _IDS_FILE)
+            if self.columns is not None:
+                write_columns(self.columns, temporary)
             checksums = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
             has_model = self.queries is None or self.queries.has_model
             about = {
@@ -305,6 +354,7 @@ class Index(Ranker):
                 "name": self.name,
                 "queries_by": relative_to(saved_name(self.queries) if has_model else self._queries_by, target),
                 "checksums": checksums,
+                **({} if self.columns is None else {"columns": type_names(self.columns.schema)}),
                 **self._about(),
             }
             if self.parents is not None:
@@ -316,7 +366,9 @@ class Index(Ranker):
                 about["query_contract"] = contract
             if self.build_seconds is not None:
                 about["build_seconds"] = round(self.build_seconds, 3)
-            inputs = {"space": self.space.fingerprint, **checksums}
+            # Fields and texts do not change what a search finds without a filter.
+            decisive = {name: checksum for name, checksum in checksums.items() if name != COLUMNS_FILE}
+            inputs = {"space": self.space.fingerprint, **decisive}
             Manifest("index", inputs, {"kind": self.index_kind, **self._settings()}, about).write(temporary)
 
     @classmethod
@@ -332,22 +384,34 @@ class Index(Ranker):
         check_unchanged(encoder, stored.about.get("query_contract", {}))
         index._set_queries(encoder)
         index._queries_by = stored.about["queries_by"] if queries is None else None
+        index.columns = read_columns(stored.folder)
         index.build_seconds, index.parents = stored.about.get("build_seconds"), stored.parents
         index.made_from = stored.fingerprint
         return index
 
-    def _answer(self, find: Callable[[int], Run], k: int, aggregate: str | None = None) -> Run:
-        """The best k documents by a search of what is indexed, which takes a depth."""
+    def _answer(
+        self, find: Callable[[int], Run], k: int, aggregate: str | None = None, passing: np.ndarray | None = None
+    ) -> Run:
+        """The best k documents by a search of what is indexed, which takes a depth; `passing` as of `_found`."""
         if self.rule is None:
             if aggregate is not None:
                 raise UserError(f"aggregate {aggregate}: this index holds whole documents, not passages; leave it out.")
             return find(k)
+        if passing is not None and not len(passing):
+            return find(k)
         combine = partial(by_document, aggregate=aggregate or self.rule.aggregate, parents=self.parents)
-        return best_documents(find, k, len(self), self.size, combine)
+        if passing is None or self.parents is None:
+            return best_documents(find, k, len(self), self.size, combine)
+        return best_documents(find, k, len(passing), len(np.unique(self.parents.rows[passing])), combine)
 
-    def _found(self, vectors: Any, query_ids: Sequence[str], k: int) -> Run:
-        """What prepared vectors find among all that is indexed, documents or passages."""
-        rows, scores = self._best(vectors, k)
+    def _found(self, vectors: Any, query_ids: Sequence[str], k: int, passing: Any = None) -> Run:
+        """What prepared vectors find among all that is indexed, documents or passages, or among ascending rows."""
+        if passing is None:
+            rows, scores = self._best(vectors, k)
+        elif len(passing) and k:
+            rows, scores = self._best(vectors, min(k, len(passing)), passing)
+        else:
+            rows, scores = np.full((len(query_ids), 1), -1), np.zeros((len(query_ids), 1), dtype=np.float32)
         return Run.from_matrix(query_ids, self.ids, rows, scores, name=self.name).ranked()
 
     def _id_order(self, rows: np.ndarray) -> np.ndarray:
@@ -355,6 +419,28 @@ class Index(Ranker):
         if self._id_places is None:
             self._id_places = id_places(pa.array(self.ids, pa.string()))
         return self._id_places[rows]
+
+    def _passing(self, filter: Filtering | None) -> Any:
+        """What `_found` takes: ascending rows of what is indexed and passes a filter; None if everything does."""
+        if filter is None:
+            return None
+        parsed = parse_filter(filter, self.schema)
+        names = {condition.field for condition in parsed.conditions}
+        if not names:
+            return None
+        table = pa.table({}) if self.columns is None else self.columns
+        columns = {name: table[name] for name in names.intersection(table.column_names)}
+        if _ID in names:
+            ids = self.ids if self.parents is None else self.parents.column.cast(pa.string())
+            columns.setdefault(_ID, pa.chunked_array([ids], pa.string()))
+        rows = np.flatnonzero(mask_of(parsed, pa.table(columns)))
+        return None if len(rows) == len(self) else rows
+
+    @cached_property
+    def _rows_by_id(self) -> dict[str, int]:
+        """By id of what is indexed; and by document, the first of its passages."""
+        documents = [] if self.parents is None else zip(self.document_ids, self.parents.bounds.tolist(), strict=False)
+        return {**dict(documents), **{id_: row for row, id_ in enumerate(self.ids)}}
 
     def _held(self) -> tuple[int, int]:
         """Documents in it, and their dimension."""
@@ -376,10 +462,11 @@ class Index(Ranker):
         """Remove the documents of a (n,) mask, or refuse before anything changes."""
         raise NotImplementedError
 
-    def _best(self, vectors: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _best(self, vectors: Any, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rows (q, k) int64 and scores (q, k) float32; -1 where fewer than k were found.
 
-        Of documents that tie for the last places, those of the lowest `_id_order`, as far as the kind can.
+        `among` are (m,) int64, ascending: the rows that may be found, at least k and not all. Of documents that tie for
+        the last places, those of the lowest `_id_order`, as far as the kind can.
         """
         raise NotImplementedError
 
@@ -532,7 +619,7 @@ def _open(folder: Path, kind: str) -> StoredIndex:
             raise UserError(f"{folder / name} is missing, cut short or altered (checksum); build the index again.")
     table = pq.read_table(folder / _IDS_FILE)
     space = EmbeddingSpace.from_json(manifest.about["space"])
-    ids, labels = table["document_id"].to_pylist(), table["label"].to_numpy()
+    ids, labels = table[_ID].to_pylist(), table["label"].to_numpy()
     space = replace(space, documents_by=found_from(space.documents_by, folder) or "")
     about = {**manifest.about, "queries_by": found_from(manifest.about["queries_by"], folder)}
     rule, parents = manifest.about.get("passages"), None

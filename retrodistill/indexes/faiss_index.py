@@ -40,6 +40,7 @@ from retrodistill.indexes.factory import (
     written_parameters,
 )
 from retrodistill.indexes.registry import IndexKind
+from retrodistill.indexes.selected import search_among
 from retrodistill.indexes.tuning import TuningResult, choose_factory, exact_labels, tune
 from retrodistill.rankers.protocol import Queries, as_queries, check_k
 from retrodistill.runs.run import ties_among, top_k
@@ -260,26 +261,30 @@ class FaissIndex(Index):
         kept = self.labels[~removed]
         self.labels = kept if keeps_labels(self.index) else np.arange(len(kept))
 
-    def _best(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _best(self, vectors: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         vectors = np.ascontiguousarray(vectors)
+        count = len(self) if among is None else len(among)
         # FAISS keeps any of the documents that tie for the last places. One more than k shows where that matters.
-        rows, scores = self._search(vectors, min(k + 1, len(self)))
+        rows, scores = self._search(vectors, min(k + 1, count), among)
         tied = np.flatnonzero(_ties_at(rows, scores, k))
         best = rows[:, :k].copy(), scores[:, :k].copy()
         for deeper in _TIED_DEPTHS:
             if not len(tied):
                 break
-            rows, scores = self._search(vectors[tied], min(k + deeper, len(self)))
+            rows, scores = self._search(vectors[tied], min(k + deeper, count), among)
             for query, own, values in zip(tied, rows, scores, strict=True):
                 order = top_k(np.where(own < 0, -np.inf, values), k, ties_among(own, self._id_order))
                 best[0][query], best[1][query] = own[order], values[order]
-            whole = rows.shape[1] == len(self)
+            whole = rows.shape[1] == count
             tied = tied[(scores[:, -1] == scores[:, k - 1]) & (rows[:, -1] >= 0) & (not whole)]
         return best
 
-    def _search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search(self, vectors: np.ndarray, k: int, among: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Rows (q, k) int64, -1 for none, and scores (q, k) float32, as FAISS finds them."""
-        scores, labels = self.index.search(vectors, k)
+        if among is None:
+            scores, labels = self.index.search(vectors, k)
+        else:
+            scores, labels = search_among(self.index, vectors, k, self.labels[among])
         rows = np.minimum(np.searchsorted(self.labels, labels), len(self) - 1)
         if (strange := labels[(labels >= 0) & (self.labels[rows] != labels)]).size:
             raise UserError(

@@ -136,8 +136,8 @@ class InvertedIndex(Index):
             scales = getattr(self.postings, "scales", None) if self.postings.bits else None
             self.postings = Postings.from_csr(matrix, self.settings.bits, scales)
 
-    def _best(self, vectors: csr_array, k: int) -> tuple[np.ndarray, np.ndarray]:
-        return search_rows(self.postings, vectors, k, self._id_order)
+    def _best(self, vectors: csr_array, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        return search_rows(self.postings, vectors, k, self._id_order, among)
 
     def _settings(self) -> dict[str, Any]:
         return self.settings.model_dump(exclude=_OF_THE_OTHER[self.settings.backend])

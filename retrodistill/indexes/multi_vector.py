@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, digest, exclusive
@@ -89,12 +90,13 @@ class MultiVectorIndex(Index):
         store.append(tokens)
         return cls(store, ids, space, queries, settings, name)
 
-    def _add_texts(self, ids: Sequence[str], texts: Texts) -> None:
+    def _add_texts(self, ids: Sequence[str], texts: Texts, rows: pa.Table | None) -> None:
         """As `Index._add_texts`, in blocks."""
         encoder = self._document_encoder()
         for start in range(0, len(texts), _BLOCK):
             stop = min(start + _BLOCK, len(texts))
-            self._extend(ids[start:stop], encoder.encode(texts.slice(start, stop), "document"))
+            block = None if rows is None else rows.slice(start, stop - start)
+            self._extend(ids[start:stop], encoder.encode(texts.slice(start, stop), "document"), block)
 
     @property
     def vectors_per_document(self) -> float:
@@ -136,13 +138,13 @@ class MultiVectorIndex(Index):
         if self.candidate_index is not None:
             self.candidate_index.remove(removed)
 
-    def _best(self, vectors: Tokens, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _best(self, vectors: Tokens, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         if self.candidate_index is None:
-            rows, scores = best_of_store(self.store, vectors, k, ties=self._id_order)
+            rows, scores = best_of_store(self.store, vectors, k, among, self._id_order)
         else:
             rows = np.full((len(vectors), k), -1, dtype=np.int64)
             scores = np.zeros((len(vectors), k), dtype=np.float32)
-            for query, nearest in enumerate(self.candidate_index.candidates(vectors, k)):
+            for query, nearest in enumerate(self.candidate_index.candidates(vectors, k, among)):
                 candidates = np.sort(nearest)  # so that ties are by row
                 only = vectors.slice(query, query + 1)
                 found, best = best_of_store(self.store, only, k, candidates, self._id_order)

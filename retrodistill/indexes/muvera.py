@@ -24,6 +24,7 @@ from retrodistill.core.faiss import faiss
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.factory import build_faiss, empty_index, file_bytes, read_faiss, set_parameters
+from retrodistill.indexes.selected import search_among
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore
 
 FAISS_FILE = "muvera.faiss"
@@ -160,14 +161,24 @@ class CandidateIndex:
         """Size of the FAISS index as a file."""
         return file_bytes(self.index)
 
-    def candidates(self, queries: Tokens, k: int) -> Iterator[np.ndarray]:
-        """Rows of each query's candidates: as many as the settings say, or k if that is more."""
+    def candidates(self, queries: Tokens, k: int, among: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Rows of each query's candidates, among all or ascending rows: as many as the settings say, or k if more."""
         number = max(self.muvera.settings.candidates, k)
+        if among is not None:
+            yield from self._candidates_among(queries, number, among)
+            return
         removed = self.index.ntotal - len(self)
         labels = self.index.search(self.muvera.queries(queries), min(number + removed, self.index.ntotal))[1]
         for best in labels:
             rows = np.minimum(np.searchsorted(self.labels, best), len(self) - 1)
             yield rows[self.labels[rows] == best][:number]  # drops -1 of FAISS and removed documents
+
+    def _candidates_among(self, queries: Tokens, number: int, among: np.ndarray) -> Iterator[np.ndarray]:
+        if len(among) <= number:
+            yield from (among for _ in range(len(queries)))
+            return
+        for best in search_among(self.index, self.muvera.queries(queries), number, self.labels[among])[1]:
+            yield np.searchsorted(self.labels, best[best >= 0])
 
     def add(self, tokens: Tokens) -> None:
         """Encode new documents."""

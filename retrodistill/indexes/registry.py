@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pyarrow as pa
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
@@ -22,12 +23,14 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.lengths import warn_of_length
 from retrodistill.indexes.base import Index, read_index_manifest
 from retrodistill.indexes.codecs import CodecName, refuse_dropped
+from retrodistill.indexes.columns import Choice, columns_of, read_choice
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.rankers.loading import is_store, open_store
 
 # A module is imported when its kind is first used.
 _MODULES = {"faiss": "faiss_index", "inverted": "inverted", "multi-vector": "multi_vector"}
 KINDS = tuple(_MODULES)
+_OF_ALL = ("kind", "fields", "store_texts")  # options of every kind
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,12 @@ class IndexOptions(Settings):
     heap_factor: float | None = Field(default=None, gt=0, le=1)
     """Seismic: lower is faster and finds less; 0.8 by default."""
 
+    fields: Choice = "all"
+    """Fields of the documents that the index stores, so that searches can filter by them: `all`, `none`, or a list."""
+    store_texts: bool = False
+    """Whether the index stores titles and texts, too, so that searches can print them."""
+
+    _field_names = field_validator("fields", mode="before")(read_choice)
     _codec_not_dropped = field_validator("codec", mode="before")(refuse_dropped)
 
     @field_validator("bits", mode="before")
@@ -100,9 +109,13 @@ class IndexOptions(Settings):
         return ({} if muvera else None) if isinstance(muvera, bool) else muvera
 
     def given(self) -> dict[str, Any]:
-        """The options that are not at their defaults, without `kind`."""
-        values = {name: getattr(self, name) for name in IndexOptions.model_fields if name != "kind"}
+        """The options that are not at their defaults, without `kind` and those that all kinds take."""
+        values = {name: getattr(self, name) for name in IndexOptions.model_fields if name not in _OF_ALL}
         return {name: value for name, value in values.items() if value != IndexOptions.model_fields[name].default}
+
+    def columns_of(self, collection: Collection) -> pa.Table | None:
+        """What an index of the collection stores beside vectors; a chosen field that does not exist is refused."""
+        return columns_of(collection, self.fields, texts=self.store_texts)
 
     def kind_for(self, encoder_kinds: Sequence[str]) -> IndexKind:
         """The kind of index for documents of these kinds of encoders: `kind` if it holds them, otherwise the first."""
@@ -125,7 +138,7 @@ class IndexOptions(Settings):
     def checked_kind(self, encoder_kind: str, names: Iterable[str]) -> IndexKind:
         """As `kind_for`, after a check of the options and of all names that were given, also those at defaults."""
         kind = self.kind_for([encoder_kind])
-        _check_options_fit([name for name in names if name != "kind"], [kind])
+        _check_options_fit([name for name in names if name not in _OF_ALL], [kind])
         self.check([kind])
         return kind
 
@@ -170,7 +183,8 @@ def build_index(
         queries: Name or object of the query encoder; by default that of the documents.
         factory: A FAISS factory string, or ``auto``.
         name: Name of its runs.
-        settings: `FaissSettings`, `InvertedSettings`, `MultiVectorSettings`, or `IndexOptions`.
+        settings: `FaissSettings`, `InvertedSettings`, `MultiVectorSettings`, or `IndexOptions`. The index stores all
+            fields of the documents; `IndexOptions` choose some, and whether it stores texts.
         options: Keys of `IndexOptions`, e.g. ``truncate=128``, ``codec="residual"``; not together with `settings`.
 
     Raises:
@@ -183,8 +197,10 @@ def build_index(
         raise UserError(f"give settings or {next(iter(options))}, not both.")
     encoder = load_encoder(documents)
     choice = validated(IndexOptions, options, "index", "option") if settings is None else settings
+    columns = columns_of(collection)
     if isinstance(choice, IndexOptions):
         kind = choice.checked_kind(encoder.kind, options)
+        columns = choice.columns_of(collection)
         choice = choice.of(kind)
     else:
         name_of_kind = next((name for name in KINDS if get_kind(name).settings is type(choice)), None)
@@ -193,7 +209,7 @@ def build_index(
         raise UserError(f"an index of kind {kind.name} takes {kind.settings.__name__}, not {type(choice).__name__}.")
     warn_of_length(encoder, collection)
     index = kind.build(collection, encoder, queries, choice, name)
-    index.parents = collection.parents
+    index.parents, index.columns = collection.parents, columns
     return index
 
 

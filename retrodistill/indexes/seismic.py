@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import sys
 import tempfile
@@ -16,11 +17,13 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError
-from retrodistill.runs.run import TieOrder
+from retrodistill.indexes.selected import is_few
+from retrodistill.runs.run import TieOrder, top_k
 
 _NAME, _FILE = "seismic", "seismic.index.seismic"  # the library appends ".index.seismic" to the name
 _ROWS = "seismic-rows.npy"
 _LARGEST_VOCABULARY = 2**16  # terms; above, the library has classes for large vocabularies
+_MORE = 2  # times as many documents as are expected to be needed
 _LARGEST_WEIGHT = float(np.finfo(np.float16).max)
 
 
@@ -68,20 +71,55 @@ class SeismicPostings:
 
     def matrix(self) -> csr_array:
         """(documents, terms) float32 weights, as the library holds them."""
-        held = [self.index.get(place) for place in range(len(self.rows))]
-        counts = np.zeros(self.documents, dtype=np.int64)
-        counts[self.rows] = [len(terms) for terms, _ in held]
-        terms = np.concatenate([np.asarray(terms, dtype=np.int64) for terms, _ in held])
-        weights = np.concatenate([np.asarray(weights, dtype=np.float32) for _, weights in held])
-        return csr_array((weights, terms, np.concatenate([[0], np.cumsum(counts)])), (self.documents, self.terms))
+        return self._weights(np.arange(self.documents))
+
+    def _weights(self, rows: np.ndarray) -> csr_array:
+        """(m, terms) float32 weights of (m,) ascending rows."""
+        _, places, within = np.intersect1d(self.rows, rows, assume_unique=True, return_indices=True)
+        held = [self.index.get(place) for place in places.tolist()]
+        counts = np.zeros(len(rows), dtype=np.int64)
+        counts[within] = [len(terms) for terms, _ in held]
+        none = np.zeros(0)
+        terms = np.concatenate([none, *(terms for terms, _ in held)]).astype(np.int64)
+        weights = np.concatenate([none, *(weights for _, weights in held)]).astype(np.float32)
+        return csr_array((weights, terms, np.concatenate([[0], np.cumsum(counts)])), (len(rows), self.terms))
 
     def search(
-        self, terms: np.ndarray, weights: np.ndarray, k: int, ties: TieOrder | None = None
+        self,
+        terms: np.ndarray,
+        weights: np.ndarray,
+        k: int,
+        ties: TieOrder | None = None,
+        among: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """About the k documents of highest positive score; arguments and results as for `Postings.search`.
 
-        Which documents that tie for the last places are found is up to the library: `ties` has no effect.
+        Seismic has no filter. Among few documents the search is exact. Otherwise it finds more and drops those that are
+        not wanted; where fewer than k are left, exact search decides. Which documents that tie for the last places are
+        found is up to the library: `ties` has no effect.
         """
+        if among is None:
+            return self._search(terms, weights, k)
+        if is_few(len(among), self.documents):
+            return self._exact(terms, weights, k, among)
+        rows, scores = self._search(
+            terms, weights, min(self.documents, math.ceil(_MORE * k * self.documents / len(among)))
+        )
+        kept = np.isin(rows, among)
+        rows, scores = rows[kept][:k], scores[kept][:k]
+        return (rows, scores) if len(rows) == k else self._exact(terms, weights, k, among)
+
+    def _exact(
+        self, terms: np.ndarray, weights: np.ndarray, k: int, among: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        query = np.zeros(self.terms, dtype=np.float32)
+        query[terms] = weights
+        scores = self._weights(among) @ query
+        best = top_k(scores, k)
+        best = best[scores[best] > 0]
+        return among[best], scores[best]
+
+    def _search(self, terms: np.ndarray, weights: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         results = self.index.search(
             query_id="",
             query_components=terms.astype(np.int64).astype(self._string_type),

@@ -88,17 +88,26 @@ class Postings:
         return scores
 
     def search(
-        self, terms: np.ndarray, weights: np.ndarray, k: int, ties: TieOrder | None = None
+        self,
+        terms: np.ndarray,
+        weights: np.ndarray,
+        k: int,
+        ties: TieOrder | None = None,
+        among: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k documents of highest positive score, or fewer. Arguments as for `scores`, and `ties` as for `top_k`.
+        """The k documents of highest positive score, or fewer, among all or ascending rows.
+
+        Arguments as for `scores`, and `ties`, of rows, as for `top_k`.
 
         Returns:
             rows (found,) int64 and scores (found,) float32, best first, ties by row.
         """
         scores = self.scores(terms, weights)
-        best = top_k(scores, k, ties)
+        scores = scores if among is None else scores[among]
+        order = ties if ties is None or among is None else lambda places: ties(among[places])
+        best = top_k(scores, k, order)
         best = best[scores[best] > 0]
-        return best, scores[best]
+        return best if among is None else among[best], scores[best]
 
     def write(self, folder: Path) -> None:
         """Write one ``.npy`` file per array."""
@@ -116,7 +125,7 @@ class Postings:
 
 
 def search_rows(
-    postings: Any, queries: csr_array, k: int, ties: TieOrder | None = None
+    postings: Any, queries: csr_array, k: int, ties: TieOrder | None = None, among: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search postings (of any class with their `search`) with each row of (q, terms) queries.
 
@@ -127,7 +136,7 @@ def search_rows(
     scores = np.zeros((queries.shape[0], k), dtype=np.float32)
     for query in range(queries.shape[0]):
         own = slice(queries.indptr[query], queries.indptr[query + 1])
-        best, values = postings.search(queries.indices[own], queries.data[own], k, ties)
+        best, values = postings.search(queries.indices[own], queries.data[own], k, ties, among)
         rows[query, : len(best)], scores[query, : len(best)] = best, values
     return rows, scores
 

@@ -308,6 +308,7 @@ def _check(job: Job) -> None:
 
 def _check_index(recipe: Recipe, collection: Collection, space: Encoder) -> None:
     index, documents = recipe.index, len(collection.documents)
+    index.columns_of(collection)  # refuses unknown fields
     if index.encoder is not None and processes() > 1:
         raise UserError(
             "index.encoder trains in one process; train the students under torchrun without index.encoder, then run "

@@ -26,7 +26,7 @@ from retrodistill.recipes.measuring import learning_key
 from retrodistill.recipes.reporting import Curves
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import train_students
-from retrodistill.recipes.systems import MADE_FROM
+from retrodistill.recipes.systems import MADE_FROM, with_columns
 from retrodistill.runs.agreement import rank_agreement
 from retrodistill.runs.run import top_k
 from retrodistill.training.texts import TrainingTexts
@@ -77,7 +77,7 @@ def _with_encoder(
     log(f"{name}: agreement on {len(held_out)} held-out queries {after:.4f}, before training {before:.4f}: {verdict}")
     query_encoder = encoder if is_better else index.queries
     trained = FaissIndex(index.index, index.ids, index.space, query_encoder, index.factory, name)
-    trained.parents = index.parents
+    trained.parents, trained.columns = index.parents, index.columns
     trained.save(job.out / "indexes" / name)
     queries_by = f"dense:{name}" if is_better else job.space.name
     return System(name, trained, "student", job.space.name, queries_by), distilled.curves
@@ -97,6 +97,7 @@ def _learned(
         "texts": texts.texts.fingerprint,
         "teacher": job.teacher.fingerprint(job.collection),
     }
+    columns = job.recipe.index.columns_of(job.collection)
     made_from = Manifest("learned index", inputs, {"factory": factory, **settings.model_dump(mode="json")})
     if not (made_from.matches(folder, MADE_FROM) and (start_folder / MADE_FROM).exists()):
         started = time.perf_counter()
@@ -118,13 +119,15 @@ def _learned(
         if learned.learned.query_map is not None:
             save_query_map(learned, job.out / "students" / name, Manifest("student", inputs, made_from.settings))
         for index in (learned.index, learned.start):
+            index.columns = columns
             index.save(job.out / "indexes" / index.name)
             made_from.write(job.out / "indexes" / index.name, MADE_FROM)
     about = Manifest.read(folder, MADE_FROM).about
     seconds[f"learn {name}"] = about["seconds"]
-    systems = [_system(job, FaissIndex.load(folder), "student")]
+    systems = [_system(job, with_columns(FaissIndex.load(folder), folder, columns), "student")]
     if not settings.query_map:
-        systems.insert(0, _system(job, FaissIndex.load(start_folder), "control"))
+        start = with_columns(FaissIndex.load(start_folder), start_folder, columns)
+        systems.insert(0, _system(job, start, "control"))
     return systems, {name: about["curves"]}
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
@@ -16,6 +18,7 @@ from retrodistill.encoders.modules import ROUTE, exit_model, exits_of
 from retrodistill.evaluation.results import REWRITES, Role
 from retrodistill.evaluation.systems import System
 from retrodistill.indexes import FaissSettings, build_index, load_index
+from retrodistill.indexes.base import Index
 from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
@@ -34,6 +37,7 @@ from retrodistill.students.token_pooling import with_pooling
 from retrodistill.students.vdr import own_token_queries, vocabulary_pooling
 
 MADE_FROM = "made-from.json"  # manifest of what a job's index was made from
+AnyIndex = TypeVar("AnyIndex", bound=Index)
 _OWN_TOKENS = "own-tokens"
 
 
@@ -224,6 +228,16 @@ def _with_rewrites(job: Job, system: System) -> System:
     return replace(system, queries=job.teacher_test_queries, queries_by=f"{system.queries_by} (rewrites)")
 
 
+def with_columns(index: AnyIndex, folder: Path, columns: pa.Table | None) -> AnyIndex:
+    """The index of a folder, saved with these columns if it holds others, such as fields that have changed since."""
+    if (index.columns is None) != (columns is None) or (columns is not None and not columns.equals(index.columns)):
+        made_from = Manifest.read(folder, MADE_FROM)
+        index.columns = columns
+        index.save(folder)
+        made_from.write(folder, MADE_FROM)
+    return index
+
+
 def _index(job: Job, student: Distilled) -> Ranker:
     """The student's index, built or loaded."""
     options = job.recipe.index
@@ -235,13 +249,15 @@ def _index(job: Job, student: Distilled) -> Ranker:
         "space": student.documents.fingerprint("document"),
         "queries": student.encoder.fingerprint("query"),
     }
-    made_from = Manifest("index of a student", inputs, options.model_dump(mode="json"))
+    decisive = options.model_dump(mode="json", exclude={"fields", "store_texts"})
+    made_from, columns = Manifest("index of a student", inputs, decisive), options.columns_of(job.collection)
     if made_from.matches(folder, MADE_FROM):
-        return load_index(folder, student.encoder)
+        return with_columns(load_index(folder, student.encoder), folder, columns)
     if student.documents is student.encoder:
         kind.store_documents(student.encoder, job.collection.documents.column)
     settings = options.of(options.kind_for([student.documents.kind]))
     index = build_index(job.collection, student.documents, student.encoder, name=student.name, settings=settings)
+    index.columns = columns
     index.save(folder)
     made_from.write(folder, MADE_FROM)
     return index

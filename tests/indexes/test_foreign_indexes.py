@@ -6,7 +6,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import set_quiet
-from retrodistill.encoders.contract import EmbeddingSpace
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.indexes import FaissIndex
 from retrodistill.indexes.factory import build_faiss
 

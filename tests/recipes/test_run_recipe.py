@@ -11,6 +11,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
+from retrodistill.indexes import load_index
 from retrodistill.recipes import load_recipe, parse_recipe, run_recipe
 from retrodistill.runs import Run, read_run, write_run
 
@@ -100,6 +101,28 @@ class TestAStaticStudentOfAnEnsemble:
         content["index"] = {"factory": "SQ8"}
         run_recipe(parse_recipe(content), out)
         assert numbers(out)[4][5] < 100
+
+    def test_changed_fields_are_written_into_the_indexes_and_nothing_is_built_again(
+        self, content, tiny_folder, tmp_path, monkeypatch
+    ):
+        folder, out = tmp_path / "corpus", tmp_path / "out"
+        shutil.copytree(tiny_folder, folder)
+        content["collection"] = str(folder)
+        run_recipe(parse_recipe(content), out)
+        assert load_index(out / "indexes" / "student").columns is None
+        no_training(monkeypatch)
+        monkeypatch.setattr("retrodistill.recipes.systems.build_index", lambda *_, **__: pytest.fail("built again"))
+        documents = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
+        for year, document in enumerate(documents):
+            document["year"] = year
+        (folder / "corpus.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+        before = numbers(out)
+        run_recipe(parse_recipe(content), out)
+        assert load_index(out / "indexes" / "student").columns["year"].to_pylist() == list(range(len(documents)))
+        assert numbers(out) == before
+        content["index"] = {"fields": ["yaer"]}
+        with pytest.raises(UserError, match=r"'yaer'.*'year'"):
+            run_recipe(parse_recipe(content), out)
 
 
 class TestOtherStudents:
