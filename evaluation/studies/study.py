@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 OTHER_SOURCES = {  # of collections that are not in BEIR; None for those that only a user can put into the data folder
     "cranfield": "ir_datasets:cranfield",
     "lisa": None,
+    "stdlib": None,  # long-documents/make.py makes it
     "vaswani": "ir_datasets:vaswani",
 }
 SECONDS = "seconds.txt"  # in a job's folder: total time of all its runs
