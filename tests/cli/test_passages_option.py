@@ -23,11 +23,12 @@ def index(call, tiny_folder, tiny_static, tmp_path):
 def test_search_shows_documents_and_their_best_passage(call, index, tiny_folder):
     _, out, _ = call("search", index, "heart star", "--k", 4, "--collection", tiny_folder, "--json")
     rows = json.loads(out)
-    passages = load_collection(tiny_folder, passages="12,4").documents
+    passages = load_collection(tiny_folder, passages="12,4")
     assert len({row["document_id"] for row in rows}) == 4
     for row in rows:
         assert row["passage_id"].rpartition("#")[0] == row["document_id"]
-        assert row["text"] == passages[row["passage_id"]]
+        assert row["text"] == passages.bodies[row["passage_id"]]
+        assert row["title"] == passages.titles[row["passage_id"]]
 
 
 def test_search_takes_another_aggregate(call, index):
