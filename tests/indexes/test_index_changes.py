@@ -168,7 +168,7 @@ class TestLengths:
     @pytest.mark.parametrize("similarity", ["cosine", "dot"])
     def test_truncation_on_both_sides(self, vectors, similarity):
         space = EmbeddingSpace("s", 6, similarity, "dense:m", 6, {"dimension": WIDTH})
-        index = FaissIndex(build_faiss("Flat", np.ones((1, 6), dtype="f4")), ["first"], space)
+        index = FaissIndex(build_faiss("Flat", np.full((1, 6), 6**-0.5, dtype="f4")), ["first"], space)
         index.add_vectors(["cut"], vectors[:1])
         query, document = vectors[5][:6], vectors[0][:6]
         if similarity == "cosine":

@@ -5,8 +5,8 @@ import pytest
 from scipy.sparse import csr_array
 
 from retrodistill.data import Collection, Texts
-from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.multi_vector import Tokens, best_documents
+from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.exports import records
 from retrodistill.indexes import FaissIndex, InvertedIndex
