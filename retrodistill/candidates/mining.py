@@ -13,6 +13,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection, Qrels
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.loading import load_ranker
+from retrodistill.rankers.protocol import with_content
 from retrodistill.runs.fusion import union
 from retrodistill.runs.run import Run
 
@@ -58,7 +59,8 @@ def mine(
     runs = [ranker.search(texts, collection, depth + bool(own)).without(own).top(depth) for ranker in rankers]
     if random:
         runs.append(random_documents(texts.ids, collection.documents.ids, random, seed).without(own))
-    return union(runs, weights=[1.0] * len(sources) + [0.0] * (len(runs) - len(sources)))
+    pool = union(runs, weights=[1.0] * len(sources) + [0.0] * (len(runs) - len(sources)))
+    return with_content(pool, texts, collection)  # recorded runs and random draws may name blank documents
 
 
 def with_positives(pool: Run, documents: Texts, listed: Sequence[tuple[str, Sequence[str]]]) -> Run:

@@ -162,6 +162,8 @@ def search(  # noqa: PLR0913, PLR0917 - one option each
     check_queries(query)
     searched = load_index(place, queries, parameters=parameters)
     corpus = searched.as_indexed(load_collection(collection)) if collection else None
+    if corpus is not None and (changed := searched.changes(corpus)):
+        log(changed)
     chosen = read_filters(filter_by, searched.schema) if filter_by else None
     run = searched.search(query, k=k, filter=chosen, aggregate=aggregate)
     read = searched.fields_of if corpus is None else partial(records_of, corpus)

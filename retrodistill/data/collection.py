@@ -19,7 +19,7 @@ from retrodistill.data.fields import fields_table
 from retrodistill.data.languages import LETTERS
 from retrodistill.data.parents import Parents
 from retrodistill.data.records import Document, document_of, judgment_of, query_of
-from retrodistill.data.texts import GENERATED, Texts, column_digest
+from retrodistill.data.texts import GENERATED, Texts, column_digest, without_rows
 
 JUDGMENT_SCHEMA = pa.schema([("query_id", pa.string()), ("document_id", pa.string()), ("relevance", pa.int32())])
 PSEUDO_SPLITS = ("all", "unjudged", "auto")
@@ -194,6 +194,17 @@ class Collection:
         if self.uncut is None:
             return self
         return replace(self.uncut, name=self.name, queries=self.queries, qrels=self.qrels, warnings=self.warnings)
+
+    def without_blank(self) -> Collection:
+        """The collection without blank documents or passages (`is_blank`); itself if none is. Judgments stay."""
+        rows = self.documents.blank_rows
+        if not len(rows):
+            return self
+        parts = (self.documents, self.titles, self.bodies)
+        documents, titles, bodies = (Texts(without_rows(texts.table, rows)) for texts in parts)
+        fields = None if self.fields is None or self.parents is not None else without_rows(self.fields, rows)
+        parents = None if self.parents is None else self.parents.without(np.isin(np.arange(len(self.documents)), rows))
+        return replace(self, documents=documents, titles=titles, bodies=bodies, fields=fields, parents=parents)
 
     def passage_labels(self, labels: Qrels) -> Qrels:
         """Judgments of documents as judgments of their passages, which all get the grade; the same without passages.
@@ -379,12 +390,9 @@ def _text_warnings(documents: Texts, queries: Texts) -> list[str]:
                 "ids that are made here; give ids without it."
             )
     for what, texts, effect in (("documents", documents, "cannot be retrieved"), ("queries", queries, "find nothing")):
-        empty = []
-        for batch in texts.table.to_batches():
-            blank = pc.equal(pc.utf8_trim_whitespace(batch["text"]), "")
-            empty += batch["id"].filter(blank).to_pylist()
-        if empty:
-            warnings.append(f"{len(empty)} {what} have no text ({sample_of(empty)}): they are kept but {effect}.")
+        if texts.blank:
+            named = sample_of(texts.table["id"].take(pa.array(texts.blank_rows)).to_pylist())
+            warnings.append(f"{len(texts.blank)} {what} have no text ({named}): they are kept but {effect}.")
     if documents.copies is not None:
         ids = documents.table["id"].take(pa.array(np.flatnonzero(documents.copies))).to_pylist()
         warnings.append(

@@ -12,7 +12,7 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.languages import has_words
-from retrodistill.data.texts import BATCH, GENERATED, Texts
+from retrodistill.data.texts import BATCH, GENERATED, Texts, is_blank
 
 _SENTENCE, _TITLE, _DOCUMENT = (f"{GENERATED}{kind}:" for kind in ("sentence", "title", "document"))
 # Marks of Chinese and Japanese, Arabic and Urdu, Hindi, Armenian, Ethiopic, Burmese, and Khmer. They have no other use.
@@ -82,7 +82,7 @@ def title_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts
         for (id_, title), (_, body) in zip(
             _pairs(collection.titles, rows), _pairs(collection.bodies, rows), strict=True
         )
-        if title.strip() and body.strip()
+        if not is_blank(title) and not is_blank(body)
     )
 
 
@@ -92,7 +92,7 @@ def document_texts(collection: Collection, rows: np.ndarray | None = None) -> Te
     Ids are `GENERATED` and ``document:<document id>``.
     """
     pairs = _pairs(collection.documents, rows)
-    return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in pairs if text.strip())
+    return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in pairs if not is_blank(text))
 
 
 def source_document(id_: str) -> str | None:

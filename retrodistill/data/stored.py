@@ -18,7 +18,7 @@ from retrodistill.data.texts import SCHEMA as TEXT_SCHEMA
 from retrodistill.data.texts import Texts, duplicates, row_batches
 
 # Part of every cache key. Raise it when the layout of the files or the checks change, so that they are made again.
-FORMAT = 3
+FORMAT = 4
 _FIELDS_FILE = "fields.arrow"
 DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("title", pa.large_string()), ("body", pa.large_string()), ("text", pa.large_string())]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
@@ -22,7 +24,32 @@ SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string())])
 GENERATED = "\0"
 BATCH = 4096
 _BATCH_CHARACTERS = 1 << 24  # of a batch of long texts, which has fewer rows
+_MANY_CUTS = 10_000  # rows; a table in more pieces than that is slow to read
 _MANY = 200_000  # above this many ids, looking some up does not turn all of them into Python strings
+
+
+# Letters and symbols that show nothing, by their names in Unicode: fillers, joiners, selectors, the blank of braille.
+_FILLERS = frozenset({0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0x180B, 0x1810)})
+_FILLERS |= {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
+_INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Cs", "Zl", "Zp", "Zs"})  # control, format, unassigned, surrogates, space
+_PLAIN = re.compile("[!-~]").search  # of most texts the first letter tells
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has no visible character: it is empty, or white, or made of what shows nothing.
+
+    This is the one definition of a text without content: it has no vector in any model, is never found, proposed or
+    trained on, and as a query finds nothing. Zero-width and control characters, a byte order mark, soft hyphens and
+    unassigned code points show nothing.
+    """
+    return not _PLAIN(text) and not any(
+        unicodedata.category(letter) not in _INVISIBLE and ord(letter) not in _FILLERS for letter in text
+    )
+
+
+def blank_rows(texts: Iterable[str]) -> list[int]:
+    """The rows of the texts that are blank."""
+    return [row for row, text in enumerate(texts) if not _PLAIN(text) and is_blank(text)]
 
 
 class Texts(Mapping[str, str]):
@@ -90,6 +117,27 @@ class Texts(Mapping[str, str]):
     def column(self) -> TextColumn:
         """All texts, in order, as a sequence that converts them to Python strings on access."""
         return TextColumn(self.table["text"])
+
+    @cached_property
+    def blank_rows(self) -> np.ndarray:
+        """(m,) int64 rows of the texts that are blank, ascending: see `is_blank`."""
+        rows: list[int] = []
+        start = 0
+        for batch in self.table.to_batches():  # most texts are decided without becoming Python strings
+            others = np.flatnonzero(~pc.match_substring_regex(batch["text"], "[!-~]").to_numpy(zero_copy_only=False))
+            texts = batch["text"].take(pa.array(others)).to_pylist()
+            rows += (start + others[blank_rows(texts)]).tolist()
+            start += batch.num_rows
+        return np.array(rows, dtype=np.int64)
+
+    @cached_property
+    def blank(self) -> frozenset[str]:
+        """Ids of the texts that are blank."""
+        return frozenset(self.table["id"].take(pa.array(self.blank_rows)).to_pylist())
+
+    def without_blank(self) -> Texts:
+        """The texts that are not blank; itself if none is."""
+        return Texts(without_rows(self.table, self.blank_rows)) if len(self.blank_rows) else self
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -239,6 +287,16 @@ def _record_batch(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Reco
                 if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                     text_of(text, column.name, "text", repr(id_))
         raise
+
+
+def without_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """A table without some ascending rows; it shares the memory of the others, mapped or not, unless there are many."""
+    if len(rows) > _MANY_CUTS:
+        kept = np.ones(len(table), dtype=bool)
+        kept[rows] = False
+        return table.filter(pa.array(kept))
+    bounds = [-1, *rows.tolist(), len(table)]
+    return pa.concat_tables([table.slice(a + 1, b - a - 1) for a, b in itertools.pairwise(bounds)])
 
 
 def duplicates(ids: pa.ChunkedArray) -> list[str]:

@@ -14,6 +14,7 @@ from retrodistill.core.engines import Computation, LocalEngine
 from retrodistill.core.errors import UserError
 from retrodistill.core.http import ApiSettings, Client, UnreadableError, filled, read_api, tokens_of
 from retrodistill.core.spending import Bill, current_spending
+from retrodistill.data.texts import is_blank
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.vectors import normalized
@@ -38,7 +39,7 @@ class EmbeddingsApi(ApiSettings):
 class ApiEncoder(Encoder):
     """Encodes texts by requests; what was embedded is in the store, so that no text is paid for twice.
 
-    Texts without words are not sent: their vectors are zero. The name is ``embeddings-api:FILE`` or
+    Blank texts are not sent: their vectors are zero. The name is ``embeddings-api:FILE`` or
     ``embeddings-api:URL#MODEL``.
     """
 
@@ -89,7 +90,7 @@ class ApiEncoder(Encoder):
     def bill(self, texts: Sequence[str], role: Role) -> Bill:
         """Requests, tokens and cost of embedding texts."""
         prompt, settings = len(self.prompt(role).encode()), self.settings
-        sizes = [prompt + len(settings.shortened(text).encode()) for text in texts if text.strip()]
+        sizes = [prompt + len(settings.shortened(text).encode()) for text in texts if not is_blank(text)]
         return settings.bill(-(-len(sizes) // settings.batch_size), tokens_of(sum(sizes)))
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> np.ndarray:
@@ -99,7 +100,7 @@ class ApiEncoder(Encoder):
             UserError: As `Client.ask`, or an answer without the vectors.
         """
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        asked = [row for row, text in enumerate(texts) if text.strip()]
+        asked = [row for row, text in enumerate(texts) if not is_blank(text)]
         parts = [asked[start : start + self.settings.batch_size] for start in range(0, len(asked), self.part or 1)]
         client = self._opened()
         threads = min(self.threads, len(parts))

@@ -26,7 +26,7 @@ from retrodistill.core.stores import KeyIndex, text_keys
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import not_utf8
 from retrodistill.data.tables import read_lines, read_objects
-from retrodistill.data.texts import Texts
+from retrodistill.data.texts import Texts, blank_rows
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.vectors import check_finite
@@ -371,8 +371,8 @@ class VectorFile(Encoder):
             hits = missing & (places >= 0)
             vectors[hits] = stored[rows[places[hits]]]
             missing &= ~hits
-        has_words = np.fromiter((bool(text.strip()) for text in texts), dtype=bool, count=len(texts))
-        return vectors, missing & has_words
+        missing[[row for row in blank_rows(texts) if missing[row]]] = False
+        return vectors, missing
 
     def __repr__(self) -> str:
         model = self.about.model or "an unnamed model"

@@ -82,7 +82,7 @@ def check(
         raise UserError("this index has no query encoder; give one to check.")
     if queries is None:  # of an index that only holds token weights, the model that they come from
         queries = index.queries if index.queries.has_model else index.space.documents_by
-    collection = index.as_indexed(collection)
+    collection = index.as_indexed(collection).without_blank()
     student = load_encoder(queries).bind(collection)
     index.space.check_query_encoder(student)
     own = _teacher(index, teacher, collection)
@@ -99,7 +99,8 @@ def check(
     grades = collection.relevance(split).to_dict() if split in collection.qrels else None
     chosen = split if collection.qrels or split != "test" else "all"
     task = Task(collection, split, collection.split(chosen), grades)
-    notes = [] if task.grades else [f"No judgments for {split!r}: quality is not measured."]
+    notes = [f"{changed}."] if (changed := index.changes(collection)) else []
+    notes += [] if task.grades else [f"No judgments for {split!r}: quality is not measured."]
     systems = []
     if own.is_recorded and len(own.missing(task.queries.texts, "query")):
         notes.append(f"{own.name} has no vectors for these queries: the teacher's own are not compared.")

@@ -244,6 +244,8 @@ def _evaluation(
     """The measurements, with agreement if there is a teacher, and with fingerprints of all that they depend on."""
     collection, teacher = task.collection, config.teacher
     prints = {system.name: system.ranker.fingerprint(collection) for system in systems}
+    changed = {system.name: system.ranker.changes(collection) for system in systems}
+    notes = [*notes, *(f"{name}: {change}." for name, change in changed.items() if change)]
     provenance = {
         "collection": collection.fingerprint,
         "documents": str(len(collection.whole.documents)),

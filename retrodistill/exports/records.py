@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.data.fields import fields_digest, type_names
@@ -314,6 +315,8 @@ def run_of(answers: Answers, query_ids: Sequence[str] | None = None, name: str =
 def _of_index(index: Index, collection: Collection | None) -> Records:
     kind: Any = index.encoder_kinds[0]
     queries, read = index.queries, index.vector_reader()
+    if collection is not None and (changed := index.changes(collection)):
+        log(changed)
     space = replace(index.space, documents_by=_anywhere(index.documents_from))
     # Token weights do not name a model; the index does.
     by = space.documents_by if queries is not None and not queries.has_model else _full_name(queries)
@@ -339,6 +342,7 @@ def _of_index(index: Index, collection: Collection | None) -> Records:
 def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
     if collection is None:
         raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
+    collection = collection.without_blank()
     documents = collection.documents
     vectors, space = embed(encoder.bind(collection), documents.column, "document"), EmbeddingSpace.of(encoder)
     space = replace(space, documents_by=_full_name(encoder) or encoder.name)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -38,7 +39,7 @@ from retrodistill.indexes.columns import (
     row_of,
     write_columns,
 )
-from retrodistill.rankers.protocol import DEPTH, Queries, Ranker, as_queries, wanted_depth
+from retrodistill.rankers.protocol import DEPTH, Queries, Ranker, as_queries, wanted_depth, with_content
 from retrodistill.runs.documents import best_documents, by_document, in_blocks, passage_pairs
 from retrodistill.runs.run import Run
 
@@ -78,6 +79,7 @@ class Index(Ranker):
     build_seconds: float | None = None
     is_read_only: bool = False  # memory-mapped
     parents: Parents | None = None  # the documents, where passages of them are indexed
+    source: Mapping[str, Any] = MappingProxyType({})  # the collection: name, documents, fingerprint until a change
     columns: pa.Table | None = None  # fields of the documents, and title and text if wanted; a row for each of `ids`
 
     def __init__(self, ids: Sequence[str], space: EmbeddingSpace, queries: Any, name: str, documents: Any) -> None:
@@ -129,6 +131,24 @@ class Index(Ranker):
         """Yes: it finds documents by their passages itself."""
         return True
 
+    def changes(self, collection: Collection) -> str | None:
+        """How a collection differs from the documents that are indexed, in words; None if it does not.
+
+        Documents are compared by id, unless the collection has the fingerprint of the one that was indexed. Texts that
+        changed are noticed if nothing was added or removed since.
+        """
+        documents = collection.whole.documents
+        built = self.source.get("fingerprint")
+        if built == documents.fingerprint:
+            return None
+        held, texts = set(self.document_ids), set(documents.ids) - documents.blank
+        found = [(len(texts - held), "new"), (len(held - texts), "missing")]
+        phrases = [f"{count} {what}" for count, what in found if count]
+        if not phrases and not built:
+            return None
+        said = f"{' and '.join(phrases)} documents" if phrases else "other texts"
+        return f"collection {collection.name} is not what the index was made from: {said}"
+
     def as_indexed(self, collection: Collection) -> Collection:
         """The collection, cut into passages where the index holds passages."""
         if self.rule is None or collection.parents is not None:
@@ -154,8 +174,9 @@ class Index(Ranker):
         """As `add_vectors`, by the encoder of the space. Trained parts stay as they are.
 
         A collection has titles, which are put before each passage, and fields; of plain texts, the whole text is cut.
+        Blank documents are left out.
         """
-        titled = documents.whole if isinstance(documents, Collection) else untitled(documents)
+        titled = (documents.whole if isinstance(documents, Collection) else untitled(documents)).without_blank()
         ids = titled.documents.ids
         self._check_new(ids)
         rows = new_rows(self.columns, ids, titled.fields if fields is None else fields, titled)
@@ -189,7 +210,7 @@ class Index(Ranker):
         vectors = self._prepare(vectors, "documents")
         _check_count(ids, vectors, "ids")
         self._check_values(vectors, ids, "documents")
-        self.made_from = ""
+        self.made_from, self.source = "", {**self.source, "fingerprint": ""}
         self._append(vectors)
         self._id_places = None
         if self.parents is None:
@@ -216,7 +237,7 @@ class Index(Ranker):
         if self.parents is not None:
             gone = gone[self.parents.rows]
         self._drop(gone)
-        self.made_from = ""
+        self.made_from, self.source = "", {**self.source, "fingerprint": ""}
         if self.parents is not None:
             self.parents = self.parents.without(gone)
         if self.columns is not None:
@@ -245,8 +266,9 @@ class Index(Ranker):
         `aggregate` is that of `search_vectors`.
         """
         parsed = None if filter is None else parse_filter(filter, self.schema)  # before queries are encoded
-        # a collection may have empty queries, which find nothing
-        texts = queries if collection is not None and isinstance(queries, Texts) else as_queries(queries)
+        # a collection may have blank queries, which find nothing
+        is_own = collection is not None and isinstance(queries, Texts)
+        texts = queries.without_blank() if is_own else as_queries(queries)  # type: ignore[union-attr]
         if collection is not None and collection.parents is not None:
             if self.rule is None:
                 return passage_pairs(self.search(texts, collection.whole, k, parsed), texts, collection)
@@ -264,7 +286,7 @@ class Index(Ranker):
         if collection is None:
             return run
         run.positions(texts, collection.documents)  # refuses unknown ids
-        return run
+        return with_content(run, texts, collection)
 
     def search_vectors(
         self,
@@ -357,6 +379,7 @@ class Index(Ranker):
                 **({} if self.columns is None else {"columns": type_names(self.columns.schema)}),
                 **self._about(),
             }
+            about |= {"collection": dict(self.source)} if self.source else {}
             if self.parents is not None:
                 about["passages"] = self.parents.settings.model_dump()
             encoders = [each for each in (self.queries, self._documents) if each is not None and each.has_model]
@@ -386,7 +409,7 @@ class Index(Ranker):
         index._queries_by = stored.about["queries_by"] if queries is None else None
         index.columns = read_columns(stored.folder)
         index.build_seconds, index.parents = stored.about.get("build_seconds"), stored.parents
-        index.made_from = stored.fingerprint
+        index.made_from, index.source = stored.fingerprint, stored.about.get("collection", {})
         return index
 
     def _answer(

@@ -195,7 +195,8 @@ def build_index(
         options["factory"] = factory
     if settings is not None and options:
         raise UserError(f"give settings or {next(iter(options))}, not both.")
-    encoder = load_encoder(documents)
+    encoder, given = load_encoder(documents), collection
+    collection = collection.without_blank()
     choice = validated(IndexOptions, options, "index", "option") if settings is None else settings
     columns = columns_of(collection)
     if isinstance(choice, IndexOptions):
@@ -210,6 +211,8 @@ def build_index(
     warn_of_length(encoder, collection)
     index = kind.build(collection, encoder, queries, choice, name)
     index.parents, index.columns = collection.parents, columns
+    whole = given.whole.documents
+    index.source = {"name": given.name, "documents": len(whole), "fingerprint": whole.fingerprint}
     return index
 
 

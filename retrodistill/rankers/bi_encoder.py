@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import check_finite, exact_search, join_best, pair_products
 from retrodistill.rankers.corpus import CorpusScores, Products
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
-from retrodistill.rankers.protocol import Ranker, Stage, Work, distinct_texts
+from retrodistill.rankers.protocol import Ranker, Stage, Work, distinct_texts, with_content
 from retrodistill.runs.run import Run, ties_among
 
 HELD = 200_000  # documents; searches of larger corpora do not hold all vectors in memory
@@ -56,6 +56,21 @@ class BiEncoderRanker(Ranker):
     def fingerprint(self, collection: Collection) -> str:
         """Digest of the contracts of both roles."""
         return digest(self.queries.fingerprint("query"), self.documents.fingerprint("document"))
+
+    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """The best k documents of each query. Blank texts are not found and find nothing (`is_blank`)."""
+        return self._with_content(self._search, queries, collection, k)
+
+    def _search(self, queries: Texts, collection: Collection, k: int) -> Run:
+        """As `search`, with blank texts."""
+        raise NotImplementedError
+
+    def _with_content(self, find: Callable[..., Run], queries: Texts, collection: Collection, k: int) -> Run:
+        blank = len(collection.documents.blank)
+        if not blank and not queries.blank:
+            return find(queries, collection, k)
+        run = find(queries.without_blank(), collection, min(k + blank, len(collection.documents)))
+        return with_content(run, queries, collection).top(k)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with inner products."""
@@ -103,8 +118,7 @@ class BiEncoderRanker(Ranker):
 class DenseRanker(BiEncoderRanker):
     """Inner products (cosines for cosine models), with the model's prompts; search is exact."""
 
-    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """The k documents of highest inner product."""
+    def _search(self, queries: Texts, collection: Collection, k: int) -> Run:
         ids = collection.documents.ids
         vectors = self._document_vectors(collection.documents.column, collection)
         check_finite(vectors, ids, self.documents.name)
@@ -116,6 +130,9 @@ class DenseRanker(BiEncoderRanker):
         """As `search`; of a large corpus it holds one block of texts and vectors, and the best k of each query."""
         if self.holds(collection):
             return self.search(queries, collection, k)
+        return self._with_content(self._stream, queries, collection, k)
+
+    def _stream(self, queries: Texts, collection: Collection, k: int) -> Run:
         documents = collection.documents
         vectors = self._query_vectors(queries.texts, collection)
         best = exact_search(vectors, np.empty((0, vectors.shape[1]), dtype=np.float32), k)
@@ -159,8 +176,7 @@ class DenseRanker(BiEncoderRanker):
 class SparseRanker(BiEncoderRanker):
     """Inner products of term weights; search is exact."""
 
-    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """The k documents of highest inner product among those that share a term with the query."""
+    def _search(self, queries: Texts, collection: Collection, k: int) -> Run:
         vectors = self._query_vectors(queries.texts, collection)
         documents = collection.documents
         rows, scores = search_rows(self._postings(collection), vectors, min(k, len(documents)), documents.id_order)
@@ -186,8 +202,7 @@ class MultiVectorRanker(BiEncoderRanker):
 
     can_score_corpus = is_cheap = False
 
-    def search(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """The k documents of highest MaxSim."""
+    def _search(self, queries: Texts, collection: Collection, k: int) -> Run:
         tokens = self._query_vectors(queries.texts, collection)
         documents = collection.documents
         rows, scores = best_documents(tokens, self._blocks(collection), min(k, len(documents)), documents.id_order)

@@ -14,7 +14,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import require_utf8
-from retrodistill.data.texts import Texts
+from retrodistill.data.texts import Texts, blank_rows
 from retrodistill.encoders.names import ModelName, cannot_search
 from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.runs.run import Run
@@ -87,6 +87,10 @@ class Ranker:
 
     def known_run(self, collection: Collection, queries: Texts | None = None) -> Run | None:
         """The recorded scores of queries and documents of the collection, and of `queries`; None without a `run`."""
+        return None
+
+    def changes(self, collection: Collection) -> str | None:
+        """How a collection differs from the documents that it holds, in words; None if it does not, or holds none."""
         return None
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
@@ -191,6 +195,14 @@ def _distinct(positions: np.ndarray, texts: Texts) -> tuple[np.ndarray, list[str
     return places, [texts.column[position] for position in chosen]
 
 
+def with_content(run: Run, queries: Texts, collection: Collection) -> Run:
+    """A run without blank queries and documents (`is_blank`), whose vectors say nothing."""
+    if not queries.blank.isdisjoint(run.query_ids):
+        run = run.select(set(run.query_ids) - queries.blank)
+    blank = collection.documents.blank
+    return run.filter(~np.isin(run.document_ids, np.array(sorted(blank), dtype=object))) if blank else run
+
+
 def check_k(k: int, documents: int) -> None:
     """Reject a k below 1 or above the number of documents."""
     if not 1 <= k <= documents:
@@ -221,6 +233,6 @@ def as_queries(queries: Queries) -> Texts:
 def check_queries(texts: Sequence[str]) -> None:
     """Reject empty queries and those that are not UTF-8; the error names the first."""
     require_utf8(texts, "query")
-    empty = [row for row, text in enumerate(texts) if not text.strip()]
+    empty = blank_rows(texts)
     if empty:
         raise UserError(f"query {empty[0] + 1} of {len(texts)} is empty; a query needs at least one word.")

@@ -12,7 +12,7 @@ from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.rankers.protocol import Ranker, Work
+from retrodistill.rankers.protocol import Ranker, Work, with_content
 from retrodistill.runs.run import Run
 
 
@@ -63,7 +63,7 @@ def known_pairs(candidates: Run, queries: Texts, collection: Collection) -> Run:
     pairs, line = candidates.known([queries], collection.documents)
     if line is not None:
         log(f"{line}; their rows are left out")
-    return pairs
+    return with_content(pairs, queries, collection)
 
 
 def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list[Ranker]:
