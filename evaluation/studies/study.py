@@ -16,6 +16,7 @@ OTHER_SOURCES = {  # of collections that are not in BEIR; None for those that on
     "lisa": None,
     "stdlib": None,  # long-documents/make.py makes it
     "vaswani": "ir_datasets:vaswani",
+    **dict.fromkeys(("xquad_r_de_en", "xquad_r_es_en", "xquad_r_ru_en")),  # multilingual/make.py makes them
 }
 SECONDS = "seconds.txt"  # in a job's folder: total time of all its runs
 
@@ -28,7 +29,7 @@ class Job:
         name: Name of the job within its study.
         collection: Name of a BEIR collection, or of one of `OTHER_SOURCES`.
         recipe: Path of the recipe, relative to the study's folder.
-        set: Overrides, each ``key.path=value``.
+        set: Overrides, each ``key.path=value``; ``{source}`` is the place of the collection.
         large: Additional overrides of the larger settings, for a GPU. ``*`` in a key matches every student or stage.
         against: Reference systems for the comparisons; the first one that the job has is used.
         minutes: Estimated minutes on one core.
@@ -64,7 +65,8 @@ class Job:
         recipe = (study.folder / self.recipe).resolve()
         said = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         more = [one for override in (self.large if large else []) for one in expanded(override, said)]
-        return [str(recipe), f"collection={source}", *self.set, *more]
+        own = [override.replace("{source}", source) for override in self.set]
+        return [str(recipe), f"collection={source}", *own, *more]
 
     def is_done(self, study: Study, out: Path, data: str, large: bool) -> bool:
         """Whether it has results from the recipe as it is now."""

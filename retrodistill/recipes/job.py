@@ -23,6 +23,7 @@ from retrodistill.data.conversations import (
     with_rewrites,
 )
 from retrodistill.data.leaks import ExcludedQueries, without_leaks
+from retrodistill.data.parallel import Parallel, load_parallel
 from retrodistill.data.sentences import document_texts, sample_sentences, title_texts
 from retrodistill.data.texts import GENERATED
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
@@ -66,6 +67,7 @@ class Job:
     collection: Collection  # with the queries that students get
     train: Texts  # none of them is a test query, or nearly, by its id, its text, or its rewrite
     test: Texts
+    parallel: Parallel | None  # translations to train on; none is a test query, or nearly
     rewrites: Texts | None  # what teachers get instead of queries, by the queries' ids; None if they get the same
     notes: list[str]  # what a reader of the results should know
     space: Encoder  # the document encoder, whose vectors static and dense students search
@@ -128,6 +130,7 @@ class Job:
             self.recipe.seed,
             excluded=ExcludedQueries(test, self.recipe.split.leaks),
             rewrites=self.rewrites,
+            parallel=self.parallel,
             labels=labels,
             labeler=self.ensemble,
             bm25=self.bm25.name,
@@ -140,6 +143,7 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     require_trusted(recipe.trust_remote_code, f"recipe {recipe.name}")
     collection, train, test, rewrites, notes = _queries(recipe)
     collection = replace(collection, same_id=recipe.evaluation.same_id)
+    parallel = _parallel(recipe, test, notes) if recipe.parallel else None
     bm25 = lexical.of(collection)
     if warning := bm25.warning(collection):
         notes.append(f"{WARNING}{warning}")
@@ -158,9 +162,22 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
         warn_of_length(encoder, collection)
         notes += filter(None, [length_warning(encoder, collection)])
     folder = Path(out).expanduser()
-    job = Job(recipe, folder, collection, train, test, rewrites, notes, space, bm25, teacher, ensemble, teachers)
+    job = Job(
+        recipe, folder, collection, train, test, parallel, rewrites, notes, space, bm25, teacher, ensemble, teachers
+    )
     _check(job)
     return job
+
+
+def _parallel(recipe: Recipe, test: Texts, notes: list[str]) -> Parallel:
+    """The recipe's parallel texts, without pairs that would tell a test query."""
+    given = load_parallel(recipe.parallel or "")
+    parallel, leaked = given.without_leaks(ExcludedQueries(test, recipe.split.leaks))
+    if not len(parallel):
+        raise UserError(f"{recipe.parallel}: all {len(given)} pairs are test queries, or nearly; give other texts.")
+    left_out = f"; {leaked} are left out, which are test queries, or nearly" if leaked else ""
+    notes.append(f"students also learned {len(parallel)} translations of {recipe.parallel}{left_out}.")
+    return parallel
 
 
 def learned_factory(recipe: Recipe, space: Encoder) -> str:

@@ -255,7 +255,9 @@ class _Planner:
             else:
                 few = stage.texts.model_copy(update={"limit": _SAMPLE})
                 texts = stage_texts(stage.model_copy(update={"texts": few}), data)
-                self._texts[key] = texts, max(len(texts), self._most_texts(stage.texts, data.queries))
+                translated = 0 if data.parallel is None else len(data.parallel.texts)
+                most = self._most_texts(stage.texts, data.queries) + translated
+                self._texts[key] = texts, max(len(texts), most)
         return self._texts[key]
 
     def _most_texts(self, settings: TextSettings, queries: Texts) -> int:

@@ -145,6 +145,10 @@ class Recipe(Settings):
     """Conversational queries that replace the collection's; the teacher gets their rewrites. A path, or settings."""
     rewrites: str | None = None
     """Better queries for the teacher (expanded, generated or with instructions): a JSONL file of {query_id, text}."""
+    parallel: str | None = None
+    """Texts with translations, for students in other languages: JSONL of {source, translation}, TSV, CSV, or Parquet.
+    Every stage learns both, and the teacher reads the source, so that `leaf` brings the student's vectors of both to
+    the teacher's vector of the source."""
     document_encoder: str = "dense:all-MiniLM-L6-v2"
     """The dense model whose document vectors are indexed and searched by static and dense students."""
     teacher: Teachers = Field(default_factory=list)

@@ -117,10 +117,7 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
         "teacher": data.teacher.fingerprint(data.collection),
         "space": space_of(data).fingerprint("document"),
     }
-    if data.excluded is not None:
-        inputs["excluded"] = data.excluded.fingerprint
-    if data.rewrites is not None:
-        inputs["rewrites"] = data.teacher_queries(data.queries).fingerprint
+    inputs |= _optional_inputs(data)
     for number, stage in enumerate(settings.stages, start=1):
         if teachers is not None:
             inputs |= {f"{what} of stage {number}": made for what, made in teachers.inputs(stage, data).items()}
@@ -129,20 +126,32 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
         by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
         if by_ensemble and not stage.teacher and data.labeler is not None:
             inputs["labeler"] = data.labeler.fingerprint(data.collection)
-    if data.bm25 != "bm25":
-        inputs["bm25"] = data.bm25
     # What is named by its place may change there.
     named = [settings.model, *(source for stage in settings.stages for source in stage.candidates.sources or ())]
     contents = {f"content of {name}": content_of(name) for name in named if not is_student(name)}
     inputs |= {name: content for name, content in contents.items() if content is not None}
-    if data.stored is not None:
-        inputs["stored"] = hashlib.blake2b(data.stored.tobytes(), digest_size=8).hexdigest()
     # A key that students made before it do not have, so that they stay valid.
     unset = {number: {"start"} for number, stage in enumerate(settings.stages) if stage.start is None}
     kept = settings.model_dump(mode="json", exclude={"control": True, "stages": unset})
     if settings.head is None and (settings.kind.can_search or "head" not in settings.kind.options):
         kept["head"] = "splade"  # as every kind had it before re-rankers could choose
     return Manifest("student", inputs, {**kept, "seed": data.seed})
+
+
+def _optional_inputs(data: TrainingData) -> dict[str, str]:
+    """What some jobs have; the manifests of others do not name it."""
+    inputs = {}
+    if data.excluded is not None:
+        inputs["excluded"] = data.excluded.fingerprint
+    if data.rewrites is not None:
+        inputs["rewrites"] = data.teacher_queries(data.queries).fingerprint
+    if data.parallel is not None:
+        inputs["parallel"] = data.parallel.fingerprint
+    if data.bm25 != "bm25":
+        inputs["bm25"] = data.bm25
+    if data.stored is not None:
+        inputs["stored"] = hashlib.blake2b(data.stored.tobytes(), digest_size=8).hexdigest()
+    return inputs
 
 
 def manifest_after_stage(

@@ -100,7 +100,8 @@ class StudentSettings(Settings):
     """How a token table is initialized; `retrodistill methods` describes the choices. For a dense student with fewer
     layers, `fitted` adds a linear map that brings its query vectors closest to those of the document encoder."""
     tokenizer: str | None = None
-    """A `dense:NAME` whose tokenizer the token table uses if the document encoder is a file of vectors."""
+    """Another tokenizer than the document encoder's, for a token table with `initialize: fitted`: a `dense:NAME` whose
+    tokenizer it uses, such as for a file of vectors, or `trained`: word pieces of the documents and parallel texts."""
     words: int = Field(default=0, ge=0)
     """Most whole words of the corpus that get a row of their own in a token table: those that its tokenizer splits into
     pieces and that the most documents have."""

@@ -18,10 +18,18 @@ from scipy.sparse import csr_array
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from tokenizers import Tokenizer
+from tokenizers.models import BPE, WordPiece
+from tokenizers.normalizers import NFKC, BertNormalizer
+from tokenizers.normalizers import Sequence as Normalizers
+from tokenizers.pre_tokenizers import BertPreTokenizer, Metaspace
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
+from tokenizers.trainers import BpeTrainer
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, cache_folder, digest
 from retrodistill.core.runtime import bar
+from retrodistill.data.conversations import with_rewrites
+from retrodistill.data.parallel import Parallel
 from retrodistill.data.texts import Texts, spread
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import TextModel
@@ -38,6 +46,8 @@ INITIALIZATIONS = {
     "fitted": "rows whose mean comes closest to the documents' vectors, in closed form; no text is encoded for it",
     "random": "normal noise (a control)",
 }
+TRAINED = "trained"  # in the place of a tokenizer's name
+_UNKNOWN, _MARK = "[UNK]", "▁"
 _TOKENS_AT_ONCE = 256
 _UNSEEN = 1e-3  # of the mean vector, for the row of a token that no document has
 _FITTED, _TRIED = 8192, 2048  # documents that are fitted to, and that penalties are tried on: work grows as their cube
@@ -51,8 +61,9 @@ def static_student(
     *,
     initialize: str = "teacher",
     seed: int = 0,
-    tokenizer: Encoder | None = None,
+    tokenizer: Tokenizer | None = None,
     words: int = 0,
+    parallel: Parallel | None = None,
 ) -> SentenceTransformer:
     """A static encoder of the teacher's width and similarity: `StaticEmbedding` over its tokenizer, then `Normalize`.
 
@@ -65,8 +76,9 @@ def static_student(
         corpus: Texts that document frequencies are counted on.
         initialize: One of `INITIALIZATIONS`.
         seed: Of ``random`` and ``fitted``.
-        tokenizer: An encoder that lends its tokenizer where the teacher is a file of vectors.
+        tokenizer: Another tokenizer than the teacher's, with ``fitted`` or ``random``.
         words: Most words of the corpus that get a row of their own, see `with_words`.
+        parallel: Texts that ``fitted`` is fitted to beside the corpus, translations by the vectors of their sources.
     """
     if initialize not in INITIALIZATIONS:
         raise unknown("initialization", initialize, INITIALIZATIONS)
@@ -80,13 +92,18 @@ def static_student(
             f"{teacher.name} has vectors and no model: a static student in its space needs another model's tokenizer "
             "and initialize: fitted."
         )
-    pieces = fast_tokenizer(tokenizer if tokenizer is not None and not teacher.has_weights else teacher)
+    if tokenizer is not None and initialize not in ("fitted", "random"):
+        raise UserError(
+            f"initialize: {initialize} makes rows for the tokens of {teacher.name}; set initialize: fitted for another "
+            "tokenizer, or leave tokenizer out."
+        )
+    pieces = fast_tokenizer(teacher) if tokenizer is None else tokenizer
     tokens = with_words(pieces, corpus, words) if words else pieces
     if initialize == "random":
         rows = np.random.default_rng(seed).standard_normal((tokens.get_vocab_size(), teacher.dimension))
     elif initialize == "fitted":
-        vectors = embed(teacher, corpus.column, "document")
-        rows = fitted_rows(tokens, corpus, vectors, inverse_document_frequencies(tokens, corpus), seed)
+        texts, vectors = _fitted_to(teacher, corpus, parallel, seed)
+        rows = fitted_rows(tokens, texts, vectors, inverse_document_frequencies(tokens, texts), seed)
     else:
         rows = _word_embeddings(teacher) if initialize == "words" else _token_embeddings(teacher, pieces)
         split = [pieces.model.tokenize(tokens.id_to_token(row)) for row in range(len(rows), tokens.get_vocab_size())]
@@ -103,6 +120,17 @@ def static_student(
     return SentenceTransformer(modules=modules, device=device(), similarity_fn_name=similarity)
 
 
+def _fitted_to(teacher: Encoder, corpus: Texts, parallel: Parallel | None, seed: int) -> tuple[Texts, np.ndarray]:
+    """Documents and parallel texts with their (n, d) vectors; a translation has its source's."""
+    vectors = embed(teacher, corpus.column, "document")
+    if parallel is None:
+        return corpus, vectors
+    some = np.sort(np.random.default_rng(seed).permutation(len(corpus))[:_FITTED])
+    of_sources = embed(teacher, with_rewrites(parallel.texts, parallel.sources).texts, "query")
+    documents = corpus.select([corpus.ids[row] for row in some])
+    return documents + parallel.texts, np.concatenate([vectors[some], of_sources])
+
+
 def fast_tokenizer(encoder: TextModel, wanted_by: str = "which a static student shares") -> Tokenizer:
     """A copy of an encoder's tokenizer, without padding and truncation, which would cut long queries silently."""
     backend = getattr(encoder.model.tokenizer, "backend_tokenizer", encoder.model.tokenizer)
@@ -111,6 +139,27 @@ def fast_tokenizer(encoder: TextModel, wanted_by: str = "which a static student 
     tokenizer = Tokenizer.from_str(backend.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def trained_tokenizer(corpus: Texts, parallel: Parallel | None = None, size: int = 30_000) -> Tokenizer:
+    """A WordPiece tokenizer of about `size` tokens, trained on at most 50,000 documents and on parallel texts.
+
+    Lower-case, with accents and the vowel signs of any script; pieces that occur once are left out. The pieces are
+    those of byte-pair encoding with a mark before words: training of WordPiece itself breaks ties at random.
+    """
+    normalizer = Normalizers([NFKC(), BertNormalizer(strip_accents=False, lowercase=True)])
+    merged = Tokenizer(BPE())
+    merged.normalizer, merged.pre_tokenizer = normalizer, PreTokenizers([BertPreTokenizer(), Metaspace(_MARK)])
+    texts = chain(spread(corpus.column, _COUNTED), () if parallel is None else parallel.texts.column)
+    merged.train_from_iterator(texts, BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False))
+    pieces = sorted(merged.get_vocab(), key=merged.get_vocab().__getitem__)
+    letters = [piece for piece in pieces if len(piece) == 1 and piece != _MARK]
+    named = [piece.removeprefix(_MARK) if piece.startswith(_MARK) else f"##{piece}" for piece in pieces]
+    vocabulary = dict.fromkeys(piece for piece in (_UNKNOWN, *letters, *named) if piece)
+    model = WordPiece({piece: row for row, piece in enumerate(vocabulary)}, unk_token=_UNKNOWN)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, BertPreTokenizer()
     return tokenizer
 
 
@@ -264,10 +313,12 @@ def token_matrix(ids: Sequence[Sequence[int]], weights: Sequence[float] | np.nda
 
 
 def _start(settings: Any, data: Any) -> SentenceTransformer:
-    lends = settings.tokenizer and not data.space.has_weights
-    tokenizer = load_encoder(settings.tokenizer, DENSE) if lends else None
-    documents = data.collection.documents
-    options = {"initialize": settings.initialize, "words": settings.words}
+    documents, tokenizer = data.collection.documents, None
+    if settings.tokenizer == TRAINED:
+        tokenizer = trained_tokenizer(documents, data.parallel)
+    elif settings.tokenizer:
+        tokenizer = fast_tokenizer(load_encoder(settings.tokenizer, DENSE))
+    options = {"initialize": settings.initialize, "words": settings.words, "parallel": data.parallel}
     return static_student(data.space, documents, seed=data.seed, tokenizer=tokenizer, **options)
 
 

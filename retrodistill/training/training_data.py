@@ -15,6 +15,7 @@ from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection, Qrels, of_originals
 from retrodistill.data.conversations import with_rewrites
 from retrodistill.data.leaks import ExcludedQueries
+from retrodistill.data.parallel import Parallel
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
@@ -106,6 +107,7 @@ class TrainingData:
     excluded: ExcludedQueries | None = None  # test queries and, with rewrites, theirs
     stored: np.ndarray | None = None  # (corpus, d) vectors to train against in place of the space's, e.g. decoded codes
     rewrites: Texts | None = None  # better queries by query id: only the teacher gets these, not the student
+    parallel: Parallel | None = None  # texts that every stage trains on; the teacher reads sources, not translations
     labels: Qrels | None = None  # judgments of the training queries
     labeler: Ranker | None = None  # ranks the positives first if a stage selects by an ensemble
     student: StudentSnapshot | None = None  # as it is when a stage begins; None before
@@ -113,8 +115,10 @@ class TrainingData:
     bought: tuple[str, ...] = ()  # files of scores whose pairs the student's earlier stages bought from the teacher
 
     def teacher_queries(self, texts: Texts) -> Texts:
-        """The texts as the teacher gets them: rewritten if there are rewrites, with the same ids."""
-        return texts if self.rewrites is None else with_rewrites(texts, self.rewrites)
+        """The texts as the teacher gets them, with the same ids: rewrites and sources in the place of the others."""
+        for better in (self.rewrites, None if self.parallel is None else self.parallel.sources):
+            texts = texts if better is None else with_rewrites(texts, better)
+        return texts
 
     def qrels(self) -> Qrels:
         """Judgments of the training queries, for copies those of the first; it is a `UserError` if there are none."""

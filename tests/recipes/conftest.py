@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -67,6 +68,9 @@ def small_recipe(tiny_model):
         content = load_recipe(path).model_dump(mode="json")
         model = f"dense:{tiny_model}"
         content |= {"collection": str(folder), "document_encoder": model}
+        if content["parallel"]:
+            content["parallel"] = str(Path(run).with_name("pairs.tsv"))
+            Path(content["parallel"]).write_text("star and planet\tStern und Planet\nbread and cheese\tBrot und Käse\n")
         for member in [*content["teacher"], *content["ensemble"]]:
             if member["model"] != "bm25":
                 member["model"] = f"run:{run}" if member["model"].startswith("run:") else model

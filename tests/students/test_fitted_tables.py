@@ -89,7 +89,7 @@ class TestAStudentOfVectors:
         return VectorFile("vectors:api", table, None, About(model="acme/embed-1")).bind(tiny)
 
     def test_it_starts_near_the_vectors(self, vectors, tiny, encoder):
-        model = static_student(vectors, tiny.documents, initialize="fitted", tokenizer=encoder)
+        model = static_student(vectors, tiny.documents, initialize="fitted", tokenizer=fast_tokenizer(encoder))
         student = load_encoder(model)
         texts = tiny.documents.texts
         cosines = np.sum(student.encode(texts, "document") * vectors.encode(texts, "document"), axis=1)
@@ -99,6 +99,6 @@ class TestAStudentOfVectors:
     @pytest.mark.parametrize("initialize", ["teacher", "words"])
     def test_it_cannot_start_from_a_model_that_is_not_there(self, vectors, tiny, encoder, initialize):
         with pytest.raises(UserError, match=r"^vectors:api has vectors and no model: .* and initialize: fitted.$"):
-            static_student(vectors, tiny.documents, initialize=initialize, tokenizer=encoder)
+            static_student(vectors, tiny.documents, initialize=initialize, tokenizer=fast_tokenizer(encoder))
         with pytest.raises(UserError, match=r"needs another model's tokenizer"):
             static_student(vectors, tiny.documents, initialize="fitted")
