@@ -70,8 +70,8 @@ def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
     """The stage's texts; a recorded teacher knows real queries only."""
     queries = data.queries if stage.texts.queries else data.queries.select([])
     pseudo = stage.texts.of_documents
-    recorded = data.teacher.known_run(data.collection)
-    if recorded is not None and not stage.aligns:
+    recorded = None if stage.aligns else data.teacher.known_run(data.collection)
+    if recorded is not None:
         known = set(recorded.query_ids)
         queries = queries.select([query for query in queries.ids if query in known])
         pseudo = {"titles": False, "sentences": 0}
