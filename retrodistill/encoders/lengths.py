@@ -21,7 +21,7 @@ def count_longer(encoder: Any, documents: Texts) -> int:
 
     The tokens per byte of a sample tell it, from the documents' bytes; nothing else is tokenized.
     """
-    if encoder.is_recorded or (limit := encoder.contract("document")["max_length"]) is None:
+    if not encoder.has_weights or (limit := encoder.contract("document")["max_length"]) is None:
         return 0
     tokenizer = getattr(encoder.modules("document")[0], "tokenizer", None)
     sizes = [pc.binary_length(chunk).to_numpy(zero_copy_only=False) for chunk in documents.table["text"].chunks]
