@@ -31,6 +31,12 @@ class Computation:
     part: int | None = None  # texts or pairs per part; by default what suits a model here
     threads: int = 1  # parts at once in this process, for what waits for a server
 
+    def here(self, parts: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Each part with its result, computed in this process: one after the other, or in threads as they end."""
+        if self.threads > 1:
+            return _in_threads(parts, self)
+        return ((part, self.compute(part)) for part in parts)
+
 
 class Engine(Protocol):
     """Computes parts, in any order and anywhere."""
@@ -44,11 +50,7 @@ class LocalEngine:
 
     def map(self, parts: Iterable[Any], computation: Computation) -> Iterator[tuple[Any, Any]]:
         """As `Engine.map`."""
-        if computation.threads > 1:
-            yield from _in_threads(parts, computation)
-            return
-        for part in parts:
-            yield part, computation.compute(part)
+        return computation.here(parts)
 
 
 def _in_threads(parts: Iterable[Any], computation: Computation) -> Iterator[tuple[Any, Any]]:

@@ -15,7 +15,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import keep_freed_memory, log, processes, set_quiet
 
 if TYPE_CHECKING:
-    from retrodistill.core.engines import Computation, LocalEngine, Task
+    from retrodistill.core.engines import Computation, Task
 
 _AT_ONCE = 2  # parts at a worker, so that it need not wait for the next
 _WINDOW = 4  # parts per worker that may be ahead of the first unfinished part: their results wait in memory
@@ -67,7 +67,7 @@ class RayEngine:
             return iter(_Map(self, parts, computation.task))
         if computation.threads == 1:
             log("this model was not loaded by a name, so that Ray's workers cannot load it: it runs in this process")
-        return LocalEngine().map(parts, computation)
+        return computation.here(parts)
 
     def hire(self) -> list[Any]:
         """Start actors up to what the cluster has room for; returns the new ones."""

@@ -10,7 +10,7 @@ import jmespath
 import numpy as np
 from pydantic import Field
 
-from retrodistill.core.engines import Computation, LocalEngine
+from retrodistill.core.engines import Computation
 from retrodistill.core.errors import UserError
 from retrodistill.core.http import ApiSettings, Client, UnreadableError, filled, read_api, tokens_of
 from retrodistill.core.spending import Bill, current_spending
@@ -105,7 +105,7 @@ class ApiEncoder(Encoder):
         client = self._opened()
         threads = min(self.threads, len(parts))
         work = Computation(lambda rows: self._ask(client, [texts[row] for row in rows], role), threads=threads)
-        for rows, answered in LocalEngine().map(parts, work):
+        for rows, answered in work.here(parts):
             vectors[rows] = answered
         return normalized(vectors) if self.similarity == "cosine" else vectors
 

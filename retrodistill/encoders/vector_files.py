@@ -29,6 +29,7 @@ from retrodistill.data.tables import read_lines, read_objects
 from retrodistill.data.texts import Texts, blank_rows
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.names import found_from
 from retrodistill.encoders.vectors import check_finite
 
 ENDINGS = (".parquet", ".jsonl", ".npy")
@@ -233,7 +234,7 @@ class About(Settings):
         space = manifest.about["space"]
         contracts: dict[Role, str] = {"document": "contract", "query": "query_contract"}
         prompts = {role: space.get(key, {}).get("prompt") or "" for role, key in contracts.items()}
-        return cls(model=space["documents_by"], similarity=space["similarity"], prompts=prompts)
+        return cls(model=found_from(space["documents_by"], folder), similarity=space["similarity"], prompts=prompts)
 
 
 def _lookup(table: VectorTable, texts: Texts, name: str) -> _Lookup:

@@ -134,7 +134,8 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"gave scores of shape \(3, 2\) for 3 pairs"):
             store.fill(QUERIES[:3], DOCUMENTS[:3], lambda pairs: np.zeros((len(pairs), 2)))
 
-    def test_a_store_of_another_teacher(self, store, tmp_path):
+    def test_a_store_of_another_teacher(self, store, scorer, tmp_path):
+        store.fill(QUERIES[:1], DOCUMENTS[:1], scorer)
         for other in (
             Manifest("teacher", {"weights": "other"}, {"max_length": 64}),
             Manifest("teacher", {"weights": "abc"}, {"max_length": 128}),

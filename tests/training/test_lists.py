@@ -9,7 +9,7 @@ from retrodistill.training.lists import lists_from_run
 from retrodistill.training.settings import GroupSettings
 
 TEXTS = Texts.from_pairs([("q0", "a"), ("q1", "b"), ("q2", "c")])
-CORPUS = Texts.from_pairs([(f"d{number}", "x") for number in range(6)])
+CORPUS = Texts.from_pairs([(f"d{number}", f"x{number}") for number in range(6)])
 RUN = Run.from_dict({"q2": {"d5": 1.0, "d0": 3.0}, "q0": {"d1": 0.5, "d2": 2.0, "d3": 1.0}})
 SOURCES = np.array([-1, -1, 0])
 

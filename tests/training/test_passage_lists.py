@@ -92,8 +92,8 @@ class TestLabels:
 
 class TestPseudoQueries:
     def test_a_document_has_one_title(self, cut_up):
-        assert title_texts(cut_up).ids == ["title:sky#1", "title:sea#1", "title:law#1"]
-        assert title_texts(cut_up, np.array([0, 1, 4])).ids == ["title:sky#1"]
+        assert title_texts(cut_up).ids == ["\0title:sky#1", "\0title:sea#1", "\0title:law#1"]
+        assert title_texts(cut_up, np.array([0, 1, 4])).ids == ["\0title:sky#1"]
 
     def test_the_other_passages_of_its_document_do_not_count(self, data, cut_up):
         settings = stage(objectives="kl", candidates={"sources": ["bm25"], "depth": 9}, texts={"queries": False})
