@@ -8,6 +8,8 @@ import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import yaml
+
 KEY = "canary-4711-secret"
 
 
@@ -97,6 +99,12 @@ class Server:
             request.send_header(name, value)
         request.end_headers()
         request.wfile.write(content)
+
+
+def settings_file(path, defaults, settings):
+    """The path of an API's settings file, written with these settings over the defaults."""
+    path.write_text(yaml.safe_dump({**defaults, **settings}))
+    return path
 
 
 @contextlib.contextmanager

@@ -51,6 +51,12 @@ def _own_cache(tmp_path, monkeypatch):
     set_quiet(True)
 
 
+@pytest.fixture
+def quick_retries(monkeypatch):
+    """Requests to an API are repeated at once."""
+    monkeypatch.setattr("retrodistill.core.http._FIRST_PAUSE", 0.001)
+
+
 @pytest.fixture(autouse=True)
 def _no_process_for_memory(monkeypatch):
     """Measuring memory starts a process for each system of a job: what that does is tested where it stands."""

@@ -27,12 +27,7 @@ _DISK_ERRORS = ("No space left", "os error", "PytorchStreamWriter", "inline_cont
 
 def cache_folder() -> Path:
     """The cache that all recipes share: ``RETRODISTILL_CACHE``, or the platform's user cache folder."""
-    return as_path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill"))
-
-
-def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path as users write it: ``~`` is a home folder."""
-    return Path(path).expanduser()
+    return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")).expanduser()
 
 
 @contextlib.contextmanager
@@ -102,7 +97,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _behind_link(path: str | os.PathLike[str]) -> Path:
-    place = as_path(path)
+    place = Path(path).expanduser()
     return Path(os.path.realpath(place)) if place.is_symlink() else place
 
 
@@ -154,7 +149,7 @@ def exclusive(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager
     """Lock a folder, or raise a UserError if another run holds it; under torchrun only the main process locks."""
     if not is_main():
         return contextlib.nullcontext()
-    lock = as_path(path)
+    lock = Path(path).expanduser()
     folder = make_folder(lock.parent)
     try:
         return filelock.FileLock(lock).acquire(timeout=0)
@@ -201,9 +196,8 @@ def json_text(value: Any, encoding: str = "utf-8", indent: int | None = None) ->
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file."""
     try:
-        return json.loads(
-            Path(path).expanduser().read_text(encoding="utf-8-sig")
-        )  # editors of Windows add a byte order mark
+        # editors of Windows add a byte order mark
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"no file {path}.") from error
     except OSError as error:
@@ -230,7 +224,7 @@ def texts_digest(texts: Sequence[str]) -> str:
 
 def file_digest(path: str | os.PathLike[str], algorithm: str = "blake2b") -> str:
     """Hexadecimal digest of a file's bytes, read in chunks."""
-    with as_path(path).open("rb") as file:
+    with Path(path).expanduser().open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 

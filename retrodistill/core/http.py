@@ -107,19 +107,19 @@ class ApiSettings(Settings):
         return digest("api", self.url, self.model, self.body, self.extra, self.answer, self.max_words)
 
     def bill(self, requests: int, tokens: int, output_tokens: int = 0) -> Bill:
-        """Of so many requests, whose tokens are given together."""
+        """The bill of a number of requests, whose tokens are given together."""
         cost = self.cost(tokens, output_tokens, requests) if requests else None
         return Bill(requests, tokens + output_tokens, cost, self._seconds(requests))
 
     def cost(self, tokens: int, output_tokens: int = 0, requests: int = 1) -> float | None:
-        """Dollars of requests of so many tokens together; None without a price."""
+        """Dollars of requests with these tokens together; None without a price."""
         if self.input_price is None and self.request_price is None:
             return None
         million = (self.input_price or 0.0) * tokens + self.output_price * output_tokens
         return million / 1e6 + (self.request_price or 0.0) * requests / 1e3
 
     def _seconds(self, requests: int) -> float:
-        """Seconds of so many requests, at one second each, and at the limit of the rate."""
+        """Seconds of a number of requests, at one second each, and at the limit of the rate."""
         at_once = requests * _SECONDS / self.concurrency
         return max(at_once, 60 * requests / self.requests_per_minute) if self.requests_per_minute else at_once
 
@@ -219,14 +219,15 @@ class Client:
         tokens, reason = tokens_of(len(content)), ""
         expected = self.settings.cost(tokens, output_tokens)
         for _ in range(1 + _REREADS):
-            answer = self._post(content, expected)
+            answer, parsed = self._post(content, expected), None
             try:
-                value = read(_parsed(answer))
+                parsed = _parsed(answer)
+                value = read(parsed)
             except UnreadableError as error:
-                self._settle(answer, expected, tokens, unreadable=1)
+                self._settle(parsed, expected, tokens, unreadable=1)
                 reason = self._hidden(str(error))
                 continue
-            self._settle(answer, expected, tokens)
+            self._settle(parsed, expected, tokens)
             self._in_a_row = 0
             return value
         with self._lock:
@@ -257,9 +258,8 @@ class Client:
             if status and status not in _RETRIED:
                 self._stop(f"{self.name} refused a request ({reason}); {_advice(status, self.settings)}.")
             if attempt < self.settings.retries:
-                pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(
-                    0.5, 1.0
-                )  # not all threads at once
+                # at random, so that not all threads ask again at once
+                pause = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
                 self._pause(max(pause, asked_wait or 0.0))
         times = 1 + self.settings.retries
         self._stop(
@@ -294,13 +294,9 @@ class Client:
         session: requests.Session = self._sessions.session
         return session
 
-    def _settle(self, answer: bytes, expected: float | None, tokens: int, *, unreadable: int = 0) -> None:
-        """Count what an answer cost, by the server's own count of tokens if it gives one."""
-        try:
-            content = json.loads(answer)
-        except ValueError:
-            content = None
-        counted, output = (_number(jmespath.search(path, content)) for path in (_TOKENS, _OUTPUT_TOKENS))
+    def _settle(self, answer: Any, expected: float | None, tokens: int, *, unreadable: int = 0) -> None:
+        """Count what a parsed answer, None if it is not JSON, cost: by the server's count of tokens if it gives one."""
+        counted, output = (_number(jmespath.search(path, answer)) for path in (_TOKENS, _OUTPUT_TOKENS))
         tokens, output = tokens if counted is None else counted, output or 0
         cost = self.settings.cost(tokens, output) or 0.0
         spent = Spent(requests=1, unreadable=unreadable, tokens=tokens + output, cost=cost)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import as_path, digest, read_json, write_json
+from retrodistill.core.files import digest, read_json, write_json
 
 FILE_NAME = "manifest.json"
 _LIBRARIES = ("retrodistill", "torch", "sentence-transformers", "transformers", "faiss-cpu", "bm25s", "numpy")
@@ -44,12 +44,12 @@ class Manifest:
             "hardware": hardware(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        write_json(as_path(folder) / name, content)
+        write_json(Path(folder).expanduser() / name, content)
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], name: str = FILE_NAME) -> Manifest:
         """Read the manifest of a folder."""
-        path = as_path(folder) / name
+        path = Path(folder).expanduser() / name
         content = read_json(path)
         try:
             return cls(content["artifact"], content["inputs"], content["settings"], content["about"])
@@ -59,7 +59,9 @@ class Manifest:
 
     def matches(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> bool:
         """Whether the folder holds an artifact made from the same inputs with the same settings."""
-        return (as_path(folder) / name).exists() and Manifest.read(folder, name).fingerprint == self.fingerprint
+        return (Path(folder).expanduser() / name).exists() and Manifest.read(
+            folder, name
+        ).fingerprint == self.fingerprint
 
 
 def library_versions() -> dict[str, str]:

@@ -44,7 +44,7 @@ class Bill:
         return Bill(requests, tokens, sum(costs) if costs else None, self.seconds + other.seconds)
 
     def times(self, factor: float) -> Bill:
-        """The bill of so many times the work."""
+        """The bill of a multiple of the work."""
         cost = None if self.cost is None else self.cost * factor
         return Bill(round(self.requests * factor), round(self.tokens * factor), cost, self.seconds * factor)
 

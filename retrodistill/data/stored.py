@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,7 +19,7 @@ from retrodistill.data.texts import SCHEMA as TEXT_SCHEMA
 from retrodistill.data.texts import Texts, duplicates, row_batches
 
 # Part of every cache key. Raise it when the layout of the files or the checks change, so that they are made again.
-FORMAT = 4
+FORMAT = 5
 _FIELDS_FILE = "fields.arrow"
 DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("title", pa.large_string()), ("body", pa.large_string()), ("text", pa.large_string())]
@@ -72,8 +73,8 @@ def write(folder: Path, source: Source) -> None:
     write_json(
         folder / "collection.json",
         {
-            "documents": {"rows": len(document_texts), "fingerprint": document_texts.fingerprint},
-            "queries": {"rows": len(query_texts), "fingerprint": query_texts.fingerprint},
+            "documents": _about(document_texts),
+            "queries": _about(query_texts),
             "splits": files,
             "warnings": [*source.warnings, *warnings, *field_warnings, *repeated],
         },
@@ -88,10 +89,10 @@ def open_stored(folder: Path, name: str) -> Collection:
         titles, bodies = (pa.table({"id": documents["id"], "text": documents[part]}) for part in ("title", "body"))
         return Collection(
             name,
-            Texts(documents, about["documents"]["fingerprint"]),
+            _texts(documents, about["documents"]),
             titles=Texts(titles),
             bodies=Texts(bodies),
-            queries=Texts(open_table(folder / "queries.arrow"), about["queries"]["fingerprint"]),
+            queries=_texts(open_table(folder / "queries.arrow"), about["queries"]),
             qrels={split: Qrels(open_table(folder / file)) for split, file in about["splits"].items()},
             fields=open_table(folder / _FIELDS_FILE) if (folder / _FIELDS_FILE).exists() else None,
             warnings=about["warnings"],
@@ -100,6 +101,15 @@ def open_stored(folder: Path, name: str) -> Collection:
         raise UserError(
             f"the cached collection in {folder} is damaged ({error}); delete that folder and load again."
         ) from error
+
+
+def _about(texts: Texts) -> dict[str, Any]:
+    """What is known of texts, so that opening them does not read them."""
+    return {"rows": len(texts), "fingerprint": texts.fingerprint, "blank": texts.blank_rows.tolist()}
+
+
+def _texts(table: pa.Table, about: dict[str, Any]) -> Texts:
+    return Texts(table, about["fingerprint"], about["blank"])
 
 
 def _refuse_duplicates(

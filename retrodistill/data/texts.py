@@ -62,13 +62,16 @@ class Texts(Mapping[str, str]):
         table: Columns id (string) and text (large_string), one row per text, no nulls.
     """
 
-    def __init__(self, table: pa.Table, fingerprint: str | None = None) -> None:
+    def __init__(
+        self, table: pa.Table, fingerprint: str | None = None, blank_rows: Sequence[int] | None = None
+    ) -> None:
         """Wrap a table with columns id and text (any string type).
 
         Args:
             table: Other columns are dropped. Ids must be unique: `from_pairs`, `select` and `+` check this, but the
                 constructor does not.
             fingerprint: Digest of the content, if it is known from a manifest.
+            blank_rows: Rows of blank texts, ascending, if they are: finding them reads all texts.
         """
         self.table = table.select(SCHEMA.names).cast(SCHEMA)
         nulls = sum(self.table[name].null_count for name in SCHEMA.names)
@@ -76,6 +79,8 @@ class Texts(Mapping[str, str]):
             raise UserError(f"texts: {nulls} ids or texts are null; give '' for an empty text, and every text an id.")
         if fingerprint is not None:
             self.__dict__["fingerprint"] = fingerprint  # where the cached property looks first
+        if blank_rows is not None:
+            self.__dict__["blank_rows"] = np.array(blank_rows, dtype=np.int64)
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> Texts:

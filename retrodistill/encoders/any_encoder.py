@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import as_path
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import IN_MEMORY, STUDENT_MANIFEST, TextModel
 from retrodistill.encoders.embeddings_api import ApiEncoder
@@ -67,7 +66,7 @@ def _load_name(name: ModelName) -> TextModel:
         if name.kind == "vectors":  # an API is asked by one process, which counts what is spent
             opened.loaded_from = name.anywhere
         return opened
-    (wrapper, load), folder = _LOADERS[name.kind], as_path(split_exit(name.name)[0])
+    (wrapper, load), folder = _LOADERS[name.kind], Path(split_exit(name.name)[0]).expanduser()
     manifest = Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).exists() else None
     encoder = wrapper(load(name.name), str(name), manifest)
     if name.kind == "static" and not encoder.is_static:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import as_path, digest, read_json
+from retrodistill.core.files import digest, read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.settings import Settings
 from retrodistill.core.stores import KeyIndex, text_keys
@@ -73,7 +73,7 @@ def read_vectors(path: str | Path, *, unit: bool, with_texts: bool = False) -> V
         UserError: The file is missing, damaged or empty; ids are missing or repeated; vectors differ in width, are not
             finite, or are zero when compared by cosine. Names the ids.
     """
-    file = as_path(path)
+    file = Path(path).expanduser()
     is_parts = file.is_dir() and any(file.glob("*.parquet"))
     if not file.is_file() and not is_parts:
         raise UserError(f"vector file {file} does not exist; give one of {', '.join(ENDINGS)}.")
@@ -280,7 +280,7 @@ class VectorFile(Encoder):
         It also opens a folder written by ``export --to parquet``, whose manifest replaces ``about.json``. Errors are
         those of `read_vectors`, a folder without documents, and queries of another width.
         """
-        place = as_path(path)
+        place = Path(path).expanduser()
         if not place.is_dir():
             return cls(f"vectors:{path}", read_vectors(place, unit=True), None, About())
         about = About.read(place / ABOUT_FILE) if (place / ABOUT_FILE).exists() else About.of_export(place)

@@ -21,7 +21,7 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import as_path, check_replaceable
+from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
@@ -134,7 +134,7 @@ class QdrantStore(VectorStore):
     @property
     def root(self) -> Path | None:
         """As `VectorStore.root`."""
-        return as_path(self.place) if self.client.init_options["path"] is not None else None
+        return Path(self.place).expanduser() if self.client.init_options["path"] is not None else None
 
     @property
     def address(self) -> str:

@@ -91,7 +91,6 @@ class Index(Ranker):
             )
         self.ids, self.space, self.name, self._documents = list(ids), space, name, documents
         self._queries_by: str | None = None  # model whose token weights replace it
-        self._id_places: np.ndarray | None = None  # of `ids`, once ties need it
         self._set_queries(queries)
 
     def __len__(self) -> int:
@@ -210,15 +209,13 @@ class Index(Ranker):
         vectors = self._prepare(vectors, "documents")
         _check_count(ids, vectors, "ids")
         self._check_values(vectors, ids, "documents")
-        self.made_from, self.source = "", {**self.source, "fingerprint": ""}
+        self._forget()
         self._append(vectors)
-        self._id_places = None
         if self.parents is None:
             self.ids += list(ids)
         else:
             self.parents = self.parents.with_added(ids)
             self.ids += self.parents.names(len(self.ids))
-        self.__dict__.pop("_rows_by_id", None)
         if rows is not None:
             self.columns = pa.concat_tables([self.columns, rows])
 
@@ -237,14 +234,18 @@ class Index(Ranker):
         if self.parents is not None:
             gone = gone[self.parents.rows]
         self._drop(gone)
-        self.made_from, self.source = "", {**self.source, "fingerprint": ""}
+        self._forget()
         if self.parents is not None:
             self.parents = self.parents.without(gone)
         if self.columns is not None:
             self.columns = self.columns.filter(pa.array(~gone))
         self.ids = [id_ for id_, is_gone in zip(self.ids, gone.tolist(), strict=True) if not is_gone]
-        self._id_places = None
-        self.__dict__.pop("_rows_by_id", None)
+
+    def _forget(self) -> None:
+        """Forget what is derived from documents that change: what they were made from, and places of ids."""
+        self.made_from, self.source = "", {**self.source, "fingerprint": ""}
+        for derived in ("_id_places", "_rows_by_id"):
+            self.__dict__.pop(derived, None)
 
     def search(
         self,
@@ -439,9 +440,11 @@ class Index(Ranker):
 
     def _id_order(self, rows: np.ndarray) -> np.ndarray:
         """(n,) int64 keys that sort rows by ascending document id: the rule for equal scores."""
-        if self._id_places is None:
-            self._id_places = id_places(pa.array(self.ids, pa.string()))
         return self._id_places[rows]
+
+    @cached_property
+    def _id_places(self) -> np.ndarray:
+        return id_places(pa.array(self.ids, pa.string()))
 
     def _passing(self, filter: Filtering | None) -> Any:
         """What `_found` takes: ascending rows of what is indexed and passes a filter; None if everything does."""

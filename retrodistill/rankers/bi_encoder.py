@@ -97,11 +97,8 @@ class BiEncoderRanker(Ranker):
 
     def _bill(self, texts: Sequence[str], role: Role) -> Bill:
         encoder = self.queries if role == "query" else self.documents
-        return (
-            encoder.bill(store_of(encoder, role, self.root).missing(texts), role)
-            if encoder.needs_store(role)
-            else Bill()
-        )
+        left = store_of(encoder, role, self.root).missing(texts) if encoder.needs_store(role) else []
+        return encoder.bill(left, role)
 
     @property
     def can_be_timed(self) -> bool:

@@ -230,7 +230,7 @@ class ScoreStore(KeyedStore):
         Raises:
             UserError: It could not score any.
         """
-        return known_pairs(pairs, self.gather(*texts), self.name)
+        return with_known_scores(pairs, self.gather(*texts), self.name)
 
     def seconds(
         self, queries: Sequence[str], documents: Sequence[str], score: PairScorer, task: Task | None = None
@@ -258,7 +258,7 @@ class ScoreStore(KeyedStore):
         return _joined(query, document)
 
 
-def known_pairs(pairs: Run, scores: np.ndarray, name: str) -> Run:
+def with_known_scores(pairs: Run, scores: np.ndarray, name: str) -> Run:
     """The pairs with (pairs,) scores of a teacher, without those of NaN, whose number is logged; none is an error."""
     is_known = np.isfinite(scores)
     if not is_known.any() and len(pairs):

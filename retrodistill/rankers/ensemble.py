@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from scipy.special import expit
 
 from retrodistill.core.errors import UserError, unknown
@@ -160,11 +159,9 @@ def _cosine_labels(scores: np.ndarray) -> np.ndarray:
 
 def _rank_labels(run: Run) -> np.ndarray:
     """The discount of DCG at each rank. Documents below a window, which share a score, share a label."""
-    ranks = run.ranks.astype(np.float64)
-    ties = pa.table({"query": run.query_codes, "score": run.scores, "rank": ranks})
-    means = ties.group_by(["query", "score"]).aggregate([("rank", "mean")])
-    joined = ties.append_column("row", pa.array(np.arange(len(run)))).join(means, ["query", "score"]).sort_by("row")
-    return np.asarray(1 / np.log2(1 + joined["rank_mean"].to_numpy()))
+    ties = np.unique(np.stack([run.query_codes, run.scores]), axis=1, return_inverse=True)[1].ravel()
+    mean_ranks = np.bincount(ties, run.ranks) / np.bincount(ties)
+    return np.asarray(1 / np.log2(1 + mean_ranks[ties]))
 
 
 _MAPS: dict[str, Callable[[Run], np.ndarray]] = {

@@ -68,7 +68,7 @@ class FunctionRanker(Ranker):
         return store.scored(pairs, texts)
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
-        """Pairs that are not in the store; the function is not called, so that there is no rate."""
+        """Pairs that are not in the store; their time is unknown, since the function is not called."""
         return Work(len(self._store().missing(*pair_texts(queries, collection, pairs))), "pairs", 0.0)
 
     @property

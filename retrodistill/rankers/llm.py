@@ -27,7 +27,7 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.embeddings import KeyedStore
 from retrodistill.encoders.names import ModelName
-from retrodistill.rankers.cross_encoder import known_pairs
+from retrodistill.rankers.cross_encoder import with_known_scores
 from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.runs.run import Run
 
@@ -159,7 +159,7 @@ class LlmRanker(Ranker):
         """The pairs with judgments, without those that have none; their number is logged."""
         texts = _Listed(queries, collection.documents, pairs, self.settings)
         scores = self._grades(texts) if self.settings.judge == "pointwise" else self._rankings(texts)
-        return known_pairs(pairs, scores, self.name)
+        return with_known_scores(pairs, scores, self.name)
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
         """Requests that have no answer yet, with tokens and cost; of rankings, all if the first window has none."""
@@ -337,7 +337,7 @@ class AnswerStore(KeyedStore):
 
 
 def _check(answer: Any, settings: LlmApi) -> None:
-    """Raise `UnreadableError` for an answer that is no judgment."""
+    """Raise `UnreadableError` for an answer without a judgment."""
     if settings.judge == "pointwise":
         _grade(answer, settings)
     elif settings.judge == "pairwise":

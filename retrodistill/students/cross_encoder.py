@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import as_path, digest
+from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role
 from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder, scores_pairs
@@ -164,7 +165,9 @@ def _start(settings: Any, data: Any) -> CrossEncoder:
 
 
 def _load(folder: str) -> CrossEncoderStudent:
-    manifest = Manifest.read(folder, STUDENT_MANIFEST) if (as_path(folder) / STUDENT_MANIFEST).exists() else None
+    manifest = (
+        Manifest.read(folder, STUDENT_MANIFEST) if (Path(folder).expanduser() / STUDENT_MANIFEST).exists() else None
+    )
     return CrossEncoderStudent(load_cross_encoder(folder), f"cross-encoder:{folder}", manifest)
 
 

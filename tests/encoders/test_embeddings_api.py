@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-import yaml
-from api_server import serving, vector_of
+from api_server import serving, settings_file, vector_of
 
 import retrodistill as rd
 from retrodistill.core.errors import UserError
@@ -19,17 +18,9 @@ def server():
 
 
 @pytest.fixture
-def api(server, tmp_path, monkeypatch):
-    """Writes a settings file and returns the name of its model."""
-    monkeypatch.setattr("retrodistill.core.http._FIRST_PAUSE", 0.001)
-
-    def write(**settings):
-        path = tmp_path / "embeddings.yaml"
-        content = {"url": f"{server.url}/embed", "model": "m", "dimension": 8, "batch_size": 16, **settings}
-        path.write_text(yaml.safe_dump(content))
-        return f"embeddings-api:{path}"
-
-    return write
+def api(server, tmp_path, quick_retries):
+    defaults = {"url": f"{server.url}/embed", "model": "m", "dimension": 8, "batch_size": 16}
+    return lambda **settings: f"embeddings-api:{settings_file(tmp_path / 'api.yaml', defaults, settings)}"
 
 
 def unit(texts):

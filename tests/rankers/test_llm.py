@@ -3,8 +3,7 @@ import re
 from collections import Counter
 
 import pytest
-import yaml
-from api_server import Server
+from api_server import Server, settings_file
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.spending import spend
@@ -51,15 +50,9 @@ def server():
 
 
 @pytest.fixture
-def api(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("retrodistill.core.http._FIRST_PAUSE", 0.001)
-
-    def write(**settings):
-        path = tmp_path / "llm.yaml"
-        path.write_text(yaml.safe_dump({"url": f"{server.url}/chat", "model": "m", **settings}))
-        return f"llm:{path}"
-
-    return write
+def api(server, tmp_path, quick_retries):
+    defaults = {"url": f"{server.url}/chat", "model": "m"}
+    return lambda **settings: f"llm:{settings_file(tmp_path / 'api.yaml', defaults, settings)}"
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@ import json
 import time
 
 import pytest
-import yaml
-from api_server import KEY, score_of, serving
+from api_server import KEY, score_of, serving, settings_file
 from store_children import start
 
 from retrodistill.core.errors import UserError
@@ -20,16 +19,9 @@ def server():
 
 
 @pytest.fixture
-def api(server, tmp_path, monkeypatch):
-    """Writes a settings file and returns the name of its model."""
-    monkeypatch.setattr("retrodistill.core.http._FIRST_PAUSE", 0.001)
-
-    def write(**settings):
-        path = tmp_path / "api.yaml"
-        path.write_text(yaml.safe_dump({"url": f"{server.url}/rerank", "model": "m", "batch_size": 8, **settings}))
-        return f"rerank-api:{path}"
-
-    return write
+def api(server, tmp_path, quick_retries):
+    defaults = {"url": f"{server.url}/rerank", "model": "m", "batch_size": 8}
+    return lambda **settings: f"rerank-api:{settings_file(tmp_path / 'api.yaml', defaults, settings)}"
 
 
 @pytest.fixture
