@@ -59,9 +59,8 @@ class Manifest:
 
     def matches(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> bool:
         """Whether the folder holds an artifact made from the same inputs with the same settings."""
-        return (Path(folder).expanduser() / name).exists() and Manifest.read(
-            folder, name
-        ).fingerprint == self.fingerprint
+        path = Path(folder).expanduser() / name
+        return path.exists() and Manifest.read(folder, name).fingerprint == self.fingerprint
 
 
 def library_versions() -> dict[str, str]:

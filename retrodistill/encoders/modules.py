@@ -103,7 +103,7 @@ def configurations(modules: Iterable[Any]) -> list[dict[str, Any]]:
         values = _plain(model.config)
         try:
             defaults = _plain(type(model.config)())
-        except Exception:
+        except Exception:  # a configuration of remote code may need arguments; then every value counts
             defaults = {}
         own = {key: value for key, value in values.items() if key not in defaults or defaults[key] != value}
         for part in _parts(module):

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.runs.run import TieOrder, top_k
+from retrodistill.runs.run import TieOrder, ties_among, top_k
 
 _LEVELS = 2**8 - 1  # of an 8-bit impact
 _GROUP = 2**22  # postings that are added at once, and copied for it
@@ -104,8 +104,7 @@ class Postings:
         """
         scores = self.scores(terms, weights)
         scores = scores if among is None else scores[among]
-        order = ties if ties is None or among is None else lambda places: ties(among[places])
-        best = top_k(scores, k, order)
+        best = top_k(scores, k, ties if among is None else ties_among(among, ties))
         best = best[scores[best] > 0]
         return best if among is None else among[best], scores[best]
 

@@ -165,9 +165,8 @@ def _start(settings: Any, data: Any) -> CrossEncoder:
 
 
 def _load(folder: str) -> CrossEncoderStudent:
-    manifest = (
-        Manifest.read(folder, STUDENT_MANIFEST) if (Path(folder).expanduser() / STUDENT_MANIFEST).exists() else None
-    )
+    is_student = (Path(folder).expanduser() / STUDENT_MANIFEST).exists()
+    manifest = Manifest.read(folder, STUDENT_MANIFEST) if is_student else None
     return CrossEncoderStudent(load_cross_encoder(folder), f"cross-encoder:{folder}", manifest)
 
 
