@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any, Literal
 
 from retrodistill.core.errors import UserError
@@ -108,7 +108,7 @@ def configurations(modules: Iterable[Any]) -> list[dict[str, Any]]:
         own = {key: value for key, value in values.items() if key not in defaults or defaults[key] != value}
         for part in _parts(module):
             if adapters := getattr(part, "peft_config", None):  # their scale is not among the weights
-                own["adapters"] = {name: _adapter(config) for name, config in adapters.items()}
+                own["adapters"] = {name: _plain(config, _UNDECISIVE_OF_ADAPTERS) for name, config in adapters.items()}
                 break
         found.append({key: own[key] for key in sorted(own)})
     return found
@@ -125,14 +125,14 @@ def _parts(module: Any) -> Iterator[Any]:
     yield from module.modules() if hasattr(module, "modules") else ()
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    content = json.loads(json.dumps(config.to_dict(), default=str))
-    return {key: value for key, value in content.items() if key not in _UNDECISIVE and not key.startswith("_")}
+def _plain(config: Any, undecisive: Set[str] = _UNDECISIVE) -> dict[str, Any]:
+    content = json.loads(json.dumps(config.to_dict(), default=_as_plain))
+    return {key: value for key, value in content.items() if key not in undecisive and not key.startswith("_")}
 
 
-def _adapter(config: Any) -> dict[str, Any]:
-    content = json.loads(json.dumps(config.to_dict(), default=str))
-    return {key: _as_json(value) for key, value in content.items() if key not in _UNDECISIVE_OF_ADAPTERS}
+def _as_plain(value: Any) -> Any:
+    """What JSON cannot hold, alike in all processes: the order of a set, such as the modules with adapters, differs."""
+    return sorted(map(str, value)) if isinstance(value, Set) else str(value)
 
 
 def _tokenizer_state(tokenizer: Any) -> Any:

@@ -120,6 +120,11 @@ class TestWhatIsChangedInPlace:
         assert configurations([module(8)]) == configurations([module(8)])
         assert configurations([module(8)]) != configurations([module(16)])
 
+    def test_a_set_of_modules_with_adapters_is_alike_in_all_processes(self):
+        adapter = SimpleNamespace(to_dict=lambda: {"target_modules": {"value", "query", "key"}})
+        module = SimpleNamespace(config=SimpleNamespace(to_dict=dict), peft_config={"default": adapter})
+        assert configurations([module]) == [{"adapters": {"default": {"target_modules": ["key", "query", "value"]}}}]
+
     def test_what_decides_no_vector_changes_nothing(self, tiny_model, tmp_path):
         folder = shutil.copytree(tiny_model, tmp_path / "model")
         before = load_encoder(f"dense:{folder}").fingerprint("document")
