@@ -201,6 +201,7 @@ class Client:
         self._lock = threading.Lock()
         self._next = 0.0  # time at which the rate limit allows the next request
         self._stopped = threading.Event()  # set by an error that concerns all requests
+        self._error = ""  # its message
         self._in_a_row = 0  # parts without a readable answer
 
     @property
@@ -315,9 +316,11 @@ class Client:
     def _pause(self, seconds: float) -> None:
         """Wait, unless another thread met an error that concerns all."""
         if self._stopped.wait(seconds):
-            raise UserError(f"{self.name}: stopped after an error of another request.")
+            # that error's own message: of several threads' errors, only the first to come back is shown
+            raise UserError(self._error)
 
     def _stop(self, message: str) -> None:
+        self._error = self._error or message
         self._stopped.set()
         raise UserError(message)
 

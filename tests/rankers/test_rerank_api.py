@@ -6,9 +6,11 @@ from api_server import KEY, score_of, serving, settings_file
 from store_children import start
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.spending import spend
+from retrodistill.core.http import Client, read_api
+from retrodistill.core.spending import current_spending, spend
 from retrodistill.rankers import load_ranker, remaining, score
 from retrodistill.rankers.ensemble import Ensemble
+from retrodistill.rankers.rerank_api import RerankApi
 from retrodistill.runs import Run, write_run
 
 
@@ -127,6 +129,14 @@ class TestFaults:
         with pytest.raises(UserError, match="status 404"):
             score(tiny, pairs, [api(concurrency=4, retries=50)])
         assert len(server.requests) < 20
+
+    def test_of_one_request_are_named_by_those_that_they_stop(self, server):
+        server.faults = [404]
+        client = Client("model", read_api(f"{server.url}/rerank#m", RerankApi), current_spending())
+        for _ in range(2):
+            with pytest.raises(UserError, match="status 404"):
+                client.ask({}, lambda answer: answer)
+        assert len(server.requests) == 1
 
     def test_of_an_ensembles_member_leave_the_pair_out_for_all(self, tiny, pairs, api, server):
         server.faults = [b"{}"] * 3
