@@ -18,7 +18,7 @@ from retrodistill.data.leaks import LeakRule, excluded_queries
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.contract import STUDENT_MANIFEST
-from retrodistill.encoders.lengths import warn_of_length
+from retrodistill.encoders.reading import warn_of_length
 from retrodistill.evaluation import evaluating
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import Evaluation, EvaluationConfig

@@ -293,6 +293,7 @@ def _learn(
     from retrodistill.data import load_collection
     from retrodistill.encoders import load_encoder
     from retrodistill.encoders.any_encoder import DENSE
+    from retrodistill.encoders.reading import readable
     from retrodistill.indexes import IndexOptions
     from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
     from retrodistill.quantizers import QuantizerSettings
@@ -300,7 +301,8 @@ def _learn(
     strange = [name for name in options if name not in ("bytes", "factory", "fields", "store_texts")]
     if strange:
         raise UserError(f"--learn takes --bytes or --factory; leave {strange[0]} out.")
-    collection, encoder = load_collection(source[0], passages=source[1]), load_encoder(encoders[0], DENSE)
+    given, encoder = load_collection(source[0], passages=source[1]), load_encoder(encoders[0], DENSE)
+    collection = readable(encoder, given)
     columns = validated(IndexOptions, options, "index").columns_of(collection)
     query_encoder = None if encoders[1] is None else load_encoder(encoders[1], DENSE)
     texts = texts_with_vectors(collection, query_encoder or encoder, seed=seed)
@@ -308,6 +310,7 @@ def _learn(
     settings = QuantizerSettings(query_map=query_map, transform="rotation" if query_map else "free", seed=seed)
     result = learn_index(collection, encoder, texts, queries=query_encoder, target=target, settings=settings)
     result.index.columns = columns
+    result.index.set_source(given)
     if result.learned.query_map is not None:
         save_query_map(result, out.with_name(f"{out.name}.queries"))
     result.index.save(out)

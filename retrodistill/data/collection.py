@@ -195,16 +195,30 @@ class Collection:
             return self
         return replace(self.uncut, name=self.name, queries=self.queries, qrels=self.qrels, warnings=self.warnings)
 
-    def without_blank(self) -> Collection:
-        """The collection without blank documents or passages (`is_blank`); itself if none is. Judgments stay."""
-        rows = self.documents.blank_rows
+    def without(self, rows: np.ndarray) -> Collection:
+        """The collection without the documents or passages of (m,) ascending rows; itself for none. Judgments stay."""
         if not len(rows):
             return self
+        if (key := rows.tobytes()) not in self._without:
+            self._without[key] = self._without_rows(rows)
+        return self._without[key]
+
+    @cached_property
+    def _without(self) -> dict[bytes, Collection]:
+        return {}
+
+    def _without_rows(self, rows: np.ndarray) -> Collection:
         parts = (self.documents, self.titles, self.bodies)
-        documents, titles, bodies = (Texts(without_rows(texts.table, rows)) for texts in parts)
+        documents, titles, bodies = (texts.without(rows) for texts in parts)
         fields = None if self.fields is None or self.parents is not None else without_rows(self.fields, rows)
-        parents = None if self.parents is None else self.parents.without(np.isin(np.arange(len(self.documents)), rows))
-        return replace(self, documents=documents, titles=titles, bodies=bodies, fields=fields, parents=parents)
+        parents = uncut = None
+        if self.parents is not None and self.uncut is not None:
+            is_kept = np.isin(np.arange(len(self.documents)), rows, invert=True)
+            parents = self.parents.without(~is_kept)
+            kept = np.isin(np.arange(len(self.parents.ids)), self.parents.rows[is_kept])
+            uncut = self.uncut.without(np.flatnonzero(~kept))
+        reduced = replace(self, documents=documents, titles=titles, bodies=bodies, fields=fields)
+        return replace(reduced, parents=parents, uncut=uncut)
 
     def passage_labels(self, labels: Qrels) -> Qrels:
         """Judgments of documents as judgments of their passages, which all get the grade; the same without passages.

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
 
@@ -126,12 +126,23 @@ class Texts(Mapping[str, str]):
     @cached_property
     def blank_rows(self) -> np.ndarray:
         """(m,) int64 rows of the texts that are blank, ascending: see `is_blank`."""
+        return self.rows_of(blank_rows, unless="[!-~]")
+
+    def rows_of(self, choose: Callable[[list[str]], list[int]], unless: str | None = None) -> np.ndarray:
+        """(m,) int64 ascending rows that a function chooses from some texts, of those that do not match a pattern.
+
+        Most texts are decided by the pattern, a regular expression of RE2, without becoming Python strings.
+        """
         rows: list[int] = []
         start = 0
-        for batch in self.table.to_batches():  # most texts are decided without becoming Python strings
-            others = np.flatnonzero(~pc.match_substring_regex(batch["text"], "[!-~]").to_numpy(zero_copy_only=False))
-            texts = batch["text"].take(pa.array(others)).to_pylist()
-            rows += (start + others[blank_rows(texts)]).tolist()
+        for batch in self.table.to_batches(max_chunksize=BATCH):
+            others = np.arange(batch.num_rows)
+            if unless is not None:
+                matches = pc.match_substring_regex(batch["text"], unless).to_numpy(zero_copy_only=False)
+                others = np.flatnonzero(~matches)
+            if len(others):
+                texts = batch["text"].take(pa.array(others)).to_pylist()
+                rows += (start + others[choose(texts)]).tolist()
             start += batch.num_rows
         return np.array(rows, dtype=np.int64)
 
@@ -140,9 +151,9 @@ class Texts(Mapping[str, str]):
         """Ids of the texts that are blank."""
         return frozenset(self.table["id"].take(pa.array(self.blank_rows)).to_pylist())
 
-    def without_blank(self) -> Texts:
-        """The texts that are not blank; itself if none is."""
-        return Texts(without_rows(self.table, self.blank_rows)) if len(self.blank_rows) else self
+    def without(self, rows: np.ndarray) -> Texts:
+        """The texts without those of (m,) ascending rows; itself for none."""
+        return Texts(without_rows(self.table, rows)) if len(rows) else self
 
     @cached_property
     def _places(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
+from tokenizers import Tokenizer
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
@@ -21,6 +22,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.modules import configurations, settings_of, tokenizers_digest, weights_digest
 from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.precision import fastest_precision
+from retrodistill.encoders.reading import Reader
 from retrodistill.encoders.remote_code import code_of
 from retrodistill.encoders.space import space_fingerprint
 
@@ -238,7 +240,7 @@ class TextModel:
             "weights": self._weights[role],
             "modules": [settings_of(module, ignored) for module in modules],
             "tokenizers": self._tokenizers_of[role],
-            "configurations": configurations(modules),
+            "configurations": self._configurations_of[role],
             "prompt": self.prompt(role),
             "max_length": _max_length(modules[0]),
             "similarity": self.similarity,
@@ -269,6 +271,24 @@ class TextModel:
         if self.student is not None and "query_space" in self.student.about:
             return dict(self.student.about.get("query_space_contract", {}))
         return self.contract("document")
+
+    def reader(self, role: Role) -> Reader:
+        """What tells the texts of a role that it cannot read."""
+        return self._readers[role]
+
+    @cached_property
+    def _readers(self) -> dict[Role, Reader]:
+        if not self.has_weights:
+            return {"query": Reader(None), "document": Reader(None)}
+        query, document = (self.tokenizer(role) for role in ("query", "document"))
+        shared = Reader(document)
+        return {"document": shared, "query": shared if query is document else Reader(query)}
+
+    def tokenizer(self, role: Role) -> Tokenizer | None:
+        """The tokenizer of a role; None for a model without a fast one."""
+        own = getattr(self.modules(role)[0], "tokenizer", None)
+        backend = getattr(own, "backend_tokenizer", own)
+        return backend if isinstance(backend, Tokenizer) else None
 
     def fingerprint(self, role: Role) -> str:
         """Fingerprint of what determines the vectors of this role, for stores and manifests.
@@ -304,6 +324,12 @@ class TextModel:
         query, document = self.modules("query"), self.modules("document")
         shared = weights_digest(nn.Sequential(*document))
         return {"document": shared, "query": shared if query == document else weights_digest(nn.Sequential(*query))}
+
+    @cached_property
+    def _configurations_of(self) -> dict[Role, list[dict[str, Any]]]:
+        query, document = self.modules("query"), self.modules("document")
+        shared = configurations(document)
+        return {"document": shared, "query": shared if query == document else configurations(query)}
 
     @cached_property
     def _tokenizers_of(self) -> dict[Role, str]:

@@ -16,6 +16,7 @@ from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.data.records import require_utf8
 from retrodistill.encoders.contract import Role, TextModel
+from retrodistill.encoders.reading import Reader
 
 _TOKENIZER, _WEIGHTS = "query-tokenizer.json", "query-weights.npy"
 _BLOCK = 256  # texts whose vectors are dense at one time: 31 MB over BERT's vocabulary
@@ -120,6 +121,14 @@ class TokenWeights:
     def token_weights(self, role: str) -> TokenWeights:
         """Itself."""
         return self
+
+    def reader(self, role: str) -> Reader:
+        """What tells the texts that it cannot read."""
+        return self._reader
+
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self.tokenizer)
 
     def needs_store(self, role: str) -> bool:
         """False: encoding is faster than the store."""

@@ -13,6 +13,7 @@ from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY
+from retrodistill.encoders.reading import readable
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig, evaluate_systems
 from retrodistill.evaluation.measures import means
@@ -82,10 +83,11 @@ def check(
         raise UserError("this index has no query encoder; give one to check.")
     if queries is None:  # of an index that only holds token weights, the model that they come from
         queries = index.queries if index.queries.has_model else index.space.documents_by
-    collection = index.as_indexed(collection).without_blank()
+    collection = index.as_indexed(collection)
     student = load_encoder(queries).bind(collection)
     index.space.check_query_encoder(student)
     own = _teacher(index, teacher, collection)
+    changed, collection = index.changes(collection), readable(own, collection)
     documents = collection.documents.ids
     # An exported store does not list its documents, which were compared when it was exported.
     strange = set(index.ids or documents).symmetric_difference(documents)
@@ -99,7 +101,7 @@ def check(
     grades = collection.relevance(split).to_dict() if split in collection.qrels else None
     chosen = split if collection.qrels or split != "test" else "all"
     task = Task(collection, split, collection.split(chosen), grades)
-    notes = [f"{changed}."] if (changed := index.changes(collection)) else []
+    notes = [f"{changed}."] if changed else []
     notes += [] if task.grades else [f"No judgments for {split!r}: quality is not measured."]
     systems = []
     if own.is_recorded and len(own.missing(task.queries.texts, "query")):

@@ -30,6 +30,7 @@ from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.multi_vector import Tokens, maxsim
 from retrodistill.encoders.names import KINDS, ModelName, parse_model_name, relative_to
+from retrodistill.encoders.reading import readable
 from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import leading
 from retrodistill.indexes.base import Index, saved_name
@@ -342,7 +343,7 @@ def _of_index(index: Index, collection: Collection | None) -> Records:
 def _of_encoder(encoder: Any, collection: Collection | None) -> Records:
     if collection is None:
         raise UserError(f"{encoder.name} has no documents of its own to export; give a collection.")
-    collection = collection.without_blank()
+    collection = readable(encoder, collection)
     documents = collection.documents
     vectors, space = embed(encoder.bind(collection), documents.column, "document"), EmbeddingSpace.of(encoder)
     space = replace(space, documents_by=_full_name(encoder) or encoder.name)

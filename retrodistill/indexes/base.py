@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.names import found_from, relative_to, split_exit
+from retrodistill.encoders.reading import readable, readable_queries
 from retrodistill.encoders.space import EmbeddingSpace, changes_of_queries
 from retrodistill.indexes.columns import (
     COLUMNS_FILE,
@@ -79,7 +80,8 @@ class Index(Ranker):
     build_seconds: float | None = None
     is_read_only: bool = False  # memory-mapped
     parents: Parents | None = None  # the documents, where passages of them are indexed
-    source: Mapping[str, Any] = MappingProxyType({})  # the collection: name, documents, fingerprint until a change
+    # the collection: name, number of documents, fingerprint until a change, ids that the encoder could not read
+    source: dict[str, Any] = MappingProxyType({})  # type: ignore[assignment]  # replaced, never changed
     columns: pa.Table | None = None  # fields of the documents, and title and text if wanted; a row for each of `ids`
 
     def __init__(self, ids: Sequence[str], space: EmbeddingSpace, queries: Any, name: str, documents: Any) -> None:
@@ -130,6 +132,13 @@ class Index(Ranker):
         """Yes: it finds documents by their passages itself."""
         return True
 
+    def set_source(self, collection: Collection) -> None:
+        """Note the collection that it was made from, with the documents that the encoder could not read."""
+        documents = collection.whole.documents
+        self.source = {"name": collection.name, "documents": len(documents), "fingerprint": documents.fingerprint}
+        if self.size < len(documents):
+            self.source |= {"unreadable": sorted({*documents.ids}.difference(self.document_ids, documents.blank))}
+
     def changes(self, collection: Collection) -> str | None:
         """How a collection differs from the documents that are indexed, in words; None if it does not.
 
@@ -140,7 +149,8 @@ class Index(Ranker):
         built = self.source.get("fingerprint")
         if built == documents.fingerprint:
             return None
-        held, texts = set(self.document_ids), set(documents.ids) - documents.blank
+        held = set(self.document_ids)
+        texts = set(documents.ids).difference(documents.blank, self.source.get("unreadable", ()))
         found = [(len(texts - held), "new"), (len(held - texts), "missing")]
         phrases = [f"{count} {what}" for count, what in found if count]
         if not phrases and not built:
@@ -173,9 +183,10 @@ class Index(Ranker):
         """As `add_vectors`, by the encoder of the space. Trained parts stay as they are.
 
         A collection has titles, which are put before each passage, and fields; of plain texts, the whole text is cut.
-        Blank documents are left out.
+        Documents that the encoder cannot read, such as blank ones, are left out.
         """
-        titled = (documents.whole if isinstance(documents, Collection) else untitled(documents)).without_blank()
+        given = documents.whole if isinstance(documents, Collection) else untitled(documents)
+        titled = readable(self._document_encoder(), given)
         ids = titled.documents.ids
         self._check_new(ids)
         rows = new_rows(self.columns, ids, titled.fields if fields is None else fields, titled)
@@ -184,6 +195,8 @@ class Index(Ranker):
         else:
             owners, passages = cut_documents(titled, self.parents.settings)
             self._add_texts(owners, passages, of_passages(rows, owners, passages))
+        if left_out := set(given.documents.ids).difference(ids, given.documents.blank):
+            self.source = {**self.source, "unreadable": sorted(left_out.union(self.source.get("unreadable", ())))}
 
     def add_vectors(self, ids: Sequence[str], vectors: Any, fields: Records | None = None) -> None:
         """Index vectors of the documents' space: (n, dimension) float32, (n, terms) sparse weights, or `Tokens`.
@@ -269,7 +282,8 @@ class Index(Ranker):
         parsed = None if filter is None else parse_filter(filter, self.schema)  # before queries are encoded
         # a collection may have blank queries, which find nothing
         is_own = collection is not None and isinstance(queries, Texts)
-        texts = queries.without_blank() if is_own else as_queries(queries)  # type: ignore[union-attr]
+        given: Any = queries if is_own else as_queries(queries)
+        texts = readable_queries(self._query_encoder(), given)
         if collection is not None and collection.parents is not None:
             if self.rule is None:
                 return passage_pairs(self.search(texts, collection.whole, k, parsed), texts, collection)

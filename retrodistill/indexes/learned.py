@@ -15,7 +15,7 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import TextVectors, embed
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.lengths import warn_of_length
+from retrodistill.encoders.reading import warn_of_length
 from retrodistill.encoders.vectors import Vectors
 from retrodistill.indexes.base import load_sides
 from retrodistill.indexes.faiss_index import FaissIndex

@@ -20,7 +20,7 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.settings import OneOf, Settings, validated
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder
-from retrodistill.encoders.lengths import warn_of_length
+from retrodistill.encoders.reading import readable, warn_of_length
 from retrodistill.indexes.base import Index, read_index_manifest
 from retrodistill.indexes.codecs import CodecName, refuse_dropped
 from retrodistill.indexes.columns import Choice, columns_of, read_choice
@@ -196,7 +196,7 @@ def build_index(
     if settings is not None and options:
         raise UserError(f"give settings or {next(iter(options))}, not both.")
     encoder, given = load_encoder(documents), collection
-    collection = collection.without_blank()
+    collection = readable(encoder, collection)
     choice = validated(IndexOptions, options, "index", "option") if settings is None else settings
     columns = columns_of(collection)
     if isinstance(choice, IndexOptions):
@@ -211,8 +211,7 @@ def build_index(
     warn_of_length(encoder, collection)
     index = kind.build(collection, encoder, queries, choice, name)
     index.parents, index.columns = collection.parents, columns
-    whole = given.whole.documents
-    index.source = {"name": given.name, "documents": len(whole), "fingerprint": whole.fingerprint}
+    index.set_source(given)
     return index
 
 

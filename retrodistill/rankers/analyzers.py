@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 import unicodedata
 from collections import Counter
@@ -19,6 +18,7 @@ from retrodistill.core.runtime import log
 from retrodistill.data.languages import UNSPACED, beginnings, languages_of
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.loading import load_tokenizer
+from retrodistill.encoders.reading import tokens_without_text
 
 DEFAULT, AUTO, CHARACTERS = "", "auto", "characters"
 SETTINGS = {
@@ -139,26 +139,23 @@ class WordAnalyzer:
 
 
 class TokenAnalyzer:
-    """The tokens of a model's tokenizer, without special ones: an unknown one would match any other."""
+    """The tokens of a model's tokenizer that stand for text: an unknown one would match any other."""
 
     def __init__(self, model: str) -> None:
         self._tokenizer = load_tokenizer(model)
-        added = self._tokenizer.get_added_tokens_decoder().items()
-        about = json.loads(self._tokenizer.to_str())["model"]
-        unknown = about.get("unk_id", self._tokenizer.token_to_id(about.get("unk_token") or ""))
-        self._special = {unknown, *(number for number, token in added if token.special)}
+        self._ignored = tokens_without_text(self._tokenizer)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Digest of the tokenizer."""
-        return {"tokenizer": digest(self._tokenizer.to_str())}
+        """Digests of the tokenizer, and of the tokens that are no terms."""
+        return {"tokenizer": digest(self._tokenizer.to_str()), "ignored": digest(sorted(self._ignored))}
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """The terms of each text."""
         numbers: dict[int, int] = {}
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ids = [
-            [numbers.setdefault(token, len(numbers)) for token in encoding.ids if token not in self._special]
+            [numbers.setdefault(token, len(numbers)) for token in encoding.ids if token not in self._ignored]
             for encoding in encodings
         ]
         return Tokens(ids, {str(self._tokenizer.id_to_token(token)): number for token, number in numbers.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role, TextModel
 from retrodistill.encoders.embeddings import TextVectors, TokenVectors, embed, seconds_to_embed, store_of
 from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
+from retrodistill.encoders.reading import readable, readable_queries
 from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.encoders.vectors import check_finite, exact_search, join_best, pair_products
 from retrodistill.rankers.corpus import CorpusScores, Products
 from retrodistill.rankers.postings import Postings, check_weights, search_rows
-from retrodistill.rankers.protocol import Ranker, Stage, Work, distinct_texts, with_content
+from retrodistill.rankers.protocol import Ranker, Stage, Work, distinct_texts
 from retrodistill.runs.run import Run, ties_among
 
 HELD = 200_000  # documents; searches of larger corpora do not hold all vectors in memory
@@ -58,19 +59,12 @@ class BiEncoderRanker(Ranker):
         return digest(self.queries.fingerprint("query"), self.documents.fingerprint("document"))
 
     def search(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """The best k documents of each query. Blank texts are not found and find nothing (`is_blank`)."""
-        return self._with_content(self._search, queries, collection, k)
+        """The best k documents of each query. Texts that its models cannot read are not found and find nothing."""
+        return self._search(readable_queries(self.queries, queries), readable(self.documents, collection), k)
 
     def _search(self, queries: Texts, collection: Collection, k: int) -> Run:
-        """As `search`, with blank texts."""
+        """As `search`, of texts that the models can read."""
         raise NotImplementedError
-
-    def _with_content(self, find: Callable[..., Run], queries: Texts, collection: Collection, k: int) -> Run:
-        blank = len(collection.documents.blank)
-        if not blank and not queries.blank:
-            return find(queries, collection, k)
-        run = find(queries.without_blank(), collection, min(k + blank, len(collection.documents)))
-        return with_content(run, queries, collection).top(k)
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with inner products."""
@@ -127,7 +121,7 @@ class DenseRanker(BiEncoderRanker):
         """As `search`; of a large corpus it holds one block of texts and vectors, and the best k of each query."""
         if self.holds(collection):
             return self.search(queries, collection, k)
-        return self._with_content(self._stream, queries, collection, k)
+        return self._stream(readable_queries(self.queries, queries), readable(self.documents, collection), k)
 
     def _stream(self, queries: Texts, collection: Collection, k: int) -> Run:
         documents = collection.documents

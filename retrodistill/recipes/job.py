@@ -28,8 +28,8 @@ from retrodistill.data.sentences import document_texts, sample_sentences, title_
 from retrodistill.data.texts import GENERATED
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.lengths import length_warning, warn_of_length
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.reading import length_warning, warn_of_length
 from retrodistill.encoders.remote_code import require_trusted
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig

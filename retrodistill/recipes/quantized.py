@@ -11,9 +11,11 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.rates import remember
 from retrodistill.core.runtime import log
+from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.reading import readable
 from retrodistill.evaluation.results import Role
 from retrodistill.evaluation.systems import System
 from retrodistill.indexes.faiss_index import FaissIndex
@@ -42,12 +44,15 @@ def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves
     settings = job.recipe.index.learn
     if settings is None:
         raise UserError("the recipe does not compress anything; set index.learn.")
+    source, job = job.collection, replace(job, collection=readable(job.space, job.collection))
     texts = texts_of_index(job, job.recipe.index.texts)
-    systems, curves = _learned(job, texts, settings.model_copy(update={"query_map": False}), "distilled", seconds)
+    systems, curves = _learned(
+        job, source, texts, settings.model_copy(update={"query_map": False}), "distilled", seconds
+    )
     if job.recipe.index.encoder is None:
         # A free transform already maps the queries, so the separate query map comes with a rotation.
         mapped = settings.model_copy(update={"query_map": True, "transform": "rotation"})
-        more, more_curves = _learned(job, texts, mapped, "distilled-queries", seconds)
+        more, more_curves = _learned(job, source, texts, mapped, "distilled-queries", seconds)
         return [*systems, *more], {**curves, **more_curves}
     trained, curve = _with_encoder(job, texts, systems[-1].ranker, seconds)  # type: ignore[arg-type]
     return [*systems, trained], {**curves, trained.name: curve}
@@ -84,9 +89,17 @@ def _with_encoder(
 
 
 def _learned(
-    job: Job, texts: TrainingTexts, settings: QuantizerSettings, name: str, seconds: dict[str, float]
+    job: Job,
+    source: Collection,
+    texts: TrainingTexts,
+    settings: QuantizerSettings,
+    name: str,
+    seconds: dict[str, float],
 ) -> tuple[list[System], Curves]:
-    """A learned index, loaded if it exists; the one without a query map comes with the index that it starts from."""
+    """A learned index, loaded if it exists; the one without a query map comes with the index that it starts from.
+
+    The job's collection is what the document encoder can read of `source`.
+    """
     settings = settings.model_copy(update={"seed": job.recipe.seed})
     factory, folder = learned_factory(job.recipe, job.space), job.out / "indexes" / name
     start_folder = job.out / "indexes" / "opq"
@@ -120,6 +133,7 @@ def _learned(
             save_query_map(learned, job.out / "students" / name, Manifest("student", inputs, made_from.settings))
         for index in (learned.index, learned.start):
             index.columns = columns
+            index.set_source(source)
             index.save(job.out / "indexes" / index.name)
             made_from.write(job.out / "indexes" / index.name, MADE_FROM)
     about = Manifest.read(folder, MADE_FROM).about

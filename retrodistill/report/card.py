@@ -9,10 +9,12 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment
 from pydantic import BaseModel
 
 from retrodistill.core.files import atomic_file
@@ -140,35 +142,44 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     kind = get_kind(facts.kind)
     title = f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"
     front, own_sections = _library_card(model, facts, title)
-    environment = text.environment(escape=False)
-    environment.filters |= {"code": _code, "setting": _setting, "linked": _linked}
-    environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
     # The measured exits, truncations, and own-token queries of the student.
     prefix = f"{facts.name}@"
     variants = [system for system in results.systems if system.name.startswith(prefix)] if results else []
     cuts = {int(end) for system in variants if re.fullmatch(r"\d+", end := system.name.removeprefix(prefix))}
     # A kind without its own partial gets the general card.
-    body = environment.select_template([f"card/{kind.name}.md.j2", "card.md.j2"]).render(
-        facts=facts,
-        model=model,
-        title=title,
-        placeholder=placeholder(model),
-        # The kind in front of a folder; a hybrid student is loaded as a dense one.
-        package_kind=kind.written.partition(":")[0] or "dense",
-        trusted=", trust_remote_code=True" if facts.own_modules else "",
-        library=own_sections,
-        separator=SEPARATOR,
-        placeholder_folder=YOURS if YOURS in f"{facts.loaded_from}{facts.turns and facts.turns.path}" else "",
-        cuts=sorted(cuts.union(*(stage.matryoshka for stage in facts.stages)), reverse=True),
-        # Older students have no records of their stages.
-        stages=[_stage(stage, known or {}) for stage, known in zip_longest(facts.stages, facts.learned)],
-        objectives={term.name: OBJECTIVES[term.name] for stage in facts.stages for term in stage.objectives},
-        results=results,
-        rewrites=REWRITES,
-        **_measurements(facts, results, variants) if results else {},
+    body = (
+        _templates()
+        .select_template([f"card/{kind.name}.md.j2", "card.md.j2"])
+        .render(
+            facts=facts,
+            model=model,
+            title=title,
+            placeholder=placeholder(model),
+            # The kind in front of a folder; a hybrid student is loaded as a dense one.
+            package_kind=kind.written.partition(":")[0] or "dense",
+            trusted=", trust_remote_code=True" if facts.own_modules else "",
+            library=own_sections,
+            separator=SEPARATOR,
+            placeholder_folder=YOURS if YOURS in f"{facts.loaded_from}{facts.turns and facts.turns.path}" else "",
+            cuts=sorted(cuts.union(*(stage.matryoshka for stage in facts.stages)), reverse=True),
+            # Older students have no records of their stages.
+            stages=[_stage(stage, known or {}) for stage, known in zip_longest(facts.stages, facts.learned)],
+            objectives={term.name: OBJECTIVES[term.name] for stage in facts.stages for term in stage.objectives},
+            results=results,
+            rewrites=REWRITES,
+            **_measurements(facts, results, variants) if results else {},
+        )
     )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     return f"---\n{_front_matter(front, facts, results, title)}---\n\n{body}\n"
+
+
+@cache  # compiling the templates takes longer than filling them in
+def _templates() -> Environment:
+    environment = text.environment(escape=False)
+    environment.filters |= {"code": _code, "setting": _setting, "linked": _linked}
+    environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
+    return environment
 
 
 def placeholder(model: Any) -> str:

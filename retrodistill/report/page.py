@@ -8,8 +8,11 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
+
+from jinja2 import Template
 
 from retrodistill.core.files import atomic_file
 from retrodistill.evaluation.results import ROLES, Example, Results, SystemResult
@@ -37,10 +40,7 @@ def page_text(results: Results) -> str:
     results = text.with_short_names(results)
     script = text.source("page.js")
     sentences = [re.sub(r"\bp ([=<]) ", "p\u00a0\\1\u00a0", sentence) for sentence in answer(results)]
-    environment = text.environment(escape=True)
-    environment.filters |= {"cut": _cut, "halves": _halves}
-    environment.globals |= {"icon": figures.macros().icon, "whisker": figures.macros().whisker, "text": text}
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         results=results,
         answer=sentences,
         sections={name: context for name, make in _SECTIONS.items() if (context := make(results)) is not None},
@@ -50,6 +50,14 @@ def page_text(results: Results) -> str:
         # Only this script may run, and nothing may be loaded, whatever a document contains.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+@cache  # compiling it takes longer than filling it in
+def _template() -> Template:
+    environment = text.environment(escape=True)
+    environment.filters |= {"cut": _cut, "halves": _halves}
+    environment.globals |= {"icon": figures.macros().icon, "whisker": figures.macros().whisker, "text": text}
+    return environment.get_template("page.html.j2")
 
 
 def _cut(value: str, length: int) -> str:

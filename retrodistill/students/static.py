@@ -133,8 +133,8 @@ def _fitted_to(teacher: Encoder, corpus: Texts, parallel: Parallel | None, seed:
 
 def fast_tokenizer(encoder: TextModel, wanted_by: str = "which a static student shares") -> Tokenizer:
     """A copy of an encoder's tokenizer, without padding and truncation, which would cut long queries silently."""
-    backend = getattr(encoder.model.tokenizer, "backend_tokenizer", encoder.model.tokenizer)
-    if not isinstance(backend, Tokenizer):
+    backend = encoder.tokenizer("document")
+    if backend is None:
         raise UserError(f"model {encoder.name} has no fast tokenizer, {wanted_by}; choose another.")
     tokenizer = Tokenizer.from_str(backend.to_str())
     tokenizer.no_truncation()

@@ -43,6 +43,15 @@ def test_fields_of_documents_and_passages_also_when_loaded_and_changed(index, tm
     assert loaded.fields_of(["new#1"])[0] == {"text": index.fields_of(["d1#1"])[0]["text"], "year": 2050}
 
 
+def test_documents_that_are_left_out_take_no_fields_with_them(tiny_model):
+    documents = {"blank": "\u200b", "greek": "καλημέρα. κόσμε.", **DOCUMENTS}
+    collection = Collection.from_parts("c", documents, {}, {}, {**FIELDS, "blank": {"year": 1}, "greek": {"year": 2}})
+    index = build_index(with_passages(collection, "6,0"), f"dense:{tiny_model}")
+    assert index.document_ids == list(DOCUMENTS)
+    assert all(index.fields_of([f"{id_}#1"]) == [FIELDS.get(id_, {})] for id_ in DOCUMENTS)
+    assert index.changes(collection) is None
+
+
 def test_exported(index, tmp_path):
     export_index(index, f"parquet:{tmp_path / 'p'}", None, {"texts": True})
     store = load_store(f"parquet:{tmp_path / 'p'}", index.queries)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
 from retrodistill.core.manifest import Manifest
@@ -46,6 +49,23 @@ class TestTexts:
         texts = training_texts(collection, nothing, titles=False, sentences=0, documents=True)
         inputs = Manifest.read(tmp_path / "out" / "indexes" / "distilled", MADE_FROM).inputs
         assert inputs["texts"] == texts.texts.fingerprint
+
+
+class TestDocumentsWithoutContent:
+    def test_are_in_no_learned_index(self, recipe, tiny_folder, tmp_path):
+        folder = shutil.copytree(tiny_folder, tmp_path / "holes")
+        lines = (folder / "corpus.jsonl").read_text().splitlines()
+        holes = [
+            json.dumps({"_id": id_, "text": text, "year": 1}) for id_, text in (("blank", " "), ("greek", "κόσμε"))
+        ]
+        (folder / "corpus.jsonl").write_text("\n".join([*holes, *lines]))
+        made = recipe(encoder=ENCODER).model_copy(update={"collection": str(folder)})
+        run_recipe(made, tmp_path / "out")
+        for name in ("opq", "distilled", "distilled-queries"):
+            index = load_index(tmp_path / "out" / "indexes" / name)
+            assert index.ids == load_collection(tiny_folder).documents.ids
+            assert index.columns.num_rows == 60
+        assert load_index(tmp_path / "out" / "indexes" / "distilled").changes(load_collection(folder)) is None
 
 
 class TestTheQueryEncoder:
