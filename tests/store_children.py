@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 import zlib
@@ -12,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from children import Child
 
 from retrodistill.core.engines import Computation
 from retrodistill.core.stores import text_keys
@@ -85,14 +84,9 @@ class LoggedEncoder:
 
 
 def start(code, *arguments):
-    """A Python process that runs `code` with `arguments` as sys.argv[1:]."""
+    """A process that runs `code`, with the names of this module, and `arguments` as sys.argv[1:]."""
     header = "import sys\nfrom pathlib import Path\nfrom store_children import *\n"
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return subprocess.Popen(
-        [sys.executable, "-c", header + textwrap.dedent(code), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": paths},
-        stderr=subprocess.PIPE,
-    )
+    return Child(header + textwrap.dedent(code), *arguments)
 
 
 def kill_after(process, log, things):
@@ -101,10 +95,10 @@ def kill_after(process, log, things):
     while sum(log.counts().values()) < things:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            raise RuntimeError(f"the child ended early: {process.communicate()[1].decode()}")
+            raise RuntimeError(f"the child ended early: {process.wait()[2]}")
         time.sleep(0.01)
     process.kill()
-    process.communicate()
+    process.wait()
     return sum(log.counts().values())
 
 

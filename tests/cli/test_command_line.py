@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from children import Child
 
 from retrodistill import cli
 from retrodistill.core.runtime import set_quiet
@@ -177,22 +178,14 @@ class TestStopping:
     def test_control_c_says_how_to_resume(self, quick, tmp_path):
         slow = quick.read_text().replace("epochs: 1", "epochs: 4000")
         (tmp_path / "slow.yaml").write_text(slow)
-        command = [
-            sys.executable,
-            "-m",
-            "retrodistill",
-            "run",
-            str(tmp_path / "slow.yaml"),
-            "--out",
-            str(tmp_path / "o"),
-        ]
-        process = subprocess.Popen([*command, "--json"], stderr=subprocess.PIPE, text=True)
+        main = "import sys; from retrodistill.cli import main; main(sys.argv[1:])"
+        process = Child(main, "run", tmp_path / "slow.yaml", "--out", tmp_path / "o", "--json")
         deadline = time.monotonic() + 90
         while not list((tmp_path / "o").glob(".training/*")):
             assert time.monotonic() < deadline, "training did not begin"
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
+        status, _, err = process.wait()
+        assert status == 130
         assert err.splitlines()[-1].startswith("stopped; run the same command again")
         assert "Traceback" not in err

@@ -2,11 +2,10 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children import Child
 
 from retrodistill import cli
 from retrodistill.encoders import load_encoder
@@ -306,10 +305,8 @@ class TestFullDisks:
             "resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))\n"
             "main(sys.argv[1:])\n"
         )
-        command = [sys.executable, "-c", limited, "run", str(quick), "--out", str(tmp_path / "out"), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 2, done.stderr
-        assert done.stdout == ""
-        assert done.stderr.count("\n") == 1
-        assert done.stderr.startswith("error: cannot write ")
+        status, out, err = Child(limited, "run", quick, "--out", tmp_path / "out", "--json").wait()
+        assert (status, out) == (2, ""), err
+        assert err.count("\n") == 1
+        assert err.startswith("error: cannot write ")
         assert not (tmp_path / "out" / "results.json").exists()

@@ -1,12 +1,10 @@
 """Processes that export and are killed by the operating system in the middle."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from children import Child
+
 HEADER = """
 import os, sys
 from retrodistill.exports.parquet import ParquetSettings
@@ -27,13 +25,6 @@ def die_after(owner, name, calls):
 
 def killed(code, *arguments):
     """Run Python code that ends by SIGKILL; `arguments` are its sys.argv[1:]."""
-    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", HEADER + code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != -signal.SIGKILL:
-        raise RuntimeError(f"the child was not killed ({done.returncode}): {done.stderr}")
+    status, _, error = Child(HEADER + code, *arguments, folders=[Path(__file__).parent]).wait()
+    if status != -signal.SIGKILL:
+        raise RuntimeError(f"the child was not killed ({status}): {error}")

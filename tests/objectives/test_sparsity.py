@@ -1,9 +1,6 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from children import Child
 
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.sparsity import anti_zero, flops, l1, outside_top_k, top_k, whole_batch
@@ -113,17 +110,10 @@ class TestDevices:
         assert whole_batch(table) is table
 
     def test_two_processes_have_the_value_and_gradient_of_one(self, tmp_path):
-        environment = {**os.environ, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         running = [
-            subprocess.Popen(
-                [sys.executable, "-c", TWO, str(rank), str(tmp_path / "meet")],
-                env={**environment, "RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
+            Child(TWO, rank, tmp_path / "meet", environment={"WORLD_SIZE": "2", "RANK": str(rank)}) for rank in range(2)
         ]
-        found = [[float(part) for part in process.communicate(timeout=120)[0].split()] for process in running]
+        found = [[float(part) for part in process.wait()[1].split()] for process in running]
         table = torch.arange(12.0).reshape(4, 3).requires_grad_()
         loss = flops(table)
         loss.backward()

@@ -294,11 +294,11 @@ def test_a_kill_loses_only_the_requests_in_flight(tiny, tiny_folder, pairs, api,
     child = start(CHILD, tiny_folder, tmp_path / "pairs.run", name, store)
     deadline = time.monotonic() + 120
     while len(server.requests) < 12:
-        assert child.poll() is None, child.communicate()[1].decode()
+        assert child.poll() is None, child.wait()[2]
         assert time.monotonic() < deadline
         time.sleep(0.002)
     child.kill()
-    child.communicate()
+    child.wait()
     [run] = score(tiny, pairs, [name], store=store)
     assert run.to_dict()[pairs.query_ids[1]] == pytest.approx(expected(tiny, pairs)[pairs.query_ids[1]])
     twice = sum(count > 1 for count in server.pairs.values())

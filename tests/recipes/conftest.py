@@ -5,6 +5,8 @@ import pytest
 import yaml
 
 from retrodistill.recipes import load_recipe, parse_recipe
+from retrodistill.recipes.pace import StagePace
+from retrodistill.training.trainer import Pace
 
 QUICK = {"epochs": 2, "batch_size": 32, "learning_rate": 0.01}
 
@@ -26,7 +28,7 @@ def content(tiny_folder, tiny_model):
                 ],
             }
         },
-        "evaluation": {"latency_queries": 2, "examples": 2},
+        "evaluation": {"latency_queries": 0, "examples": 2},
     }
 
 
@@ -48,6 +50,12 @@ def dense_content(content, tiny_model):
         ],
     }
     return changed
+
+
+@pytest.fixture
+def given_pace(monkeypatch):
+    """Plans train nothing to see how long a step takes: test_pace.py has what that does."""
+    monkeypatch.setattr("retrodistill.recipes.pace._measured", lambda *_: StagePace(Pace(0.01), 0.001))
 
 
 @pytest.fixture
@@ -93,7 +101,7 @@ def small_recipe(tiny_model):
             content["index"] |= {"factory": "OPQ4,PQ4x4"}  # 60 documents do not train 8-bit codes
             content["index"]["learn"] |= {"steps": 3}
         cuts = [16, 8] if content["evaluation"]["truncations"] else []
-        content["evaluation"] |= {"latency_queries": 2, "truncations": cuts}
+        content["evaluation"] |= {"latency_queries": 0, "truncations": cuts}
         return parse_recipe(content)
 
     return small

@@ -16,6 +16,8 @@ from retrodistill.runs import read_run
 from retrodistill.students.registry import load_student
 from retrodistill.training.scoring import scored_by_teacher
 
+pytestmark = pytest.mark.usefixtures("given_pace")
+
 SHARES = (10, 20, 30)
 
 

@@ -15,6 +15,8 @@ from retrodistill.recipes.plan import plan_recipe
 from retrodistill.recipes.stage_teachers import student_manifest
 from retrodistill.training.scoring import scored_candidates, stage_texts
 
+pytestmark = pytest.mark.usefixtures("given_pace")
+
 
 @pytest.fixture
 def written(tmp_path):

@@ -8,6 +8,8 @@ import yaml
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.plan import plan_recipe
 
+pytestmark = pytest.mark.usefixtures("given_pace")
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROWS = {
     "prod": {"bm25", "teacher", "ensemble", "control", "student"},

@@ -17,6 +17,8 @@ from retrodistill.recipes.plan import plan_recipe
 from retrodistill.runs import write_run
 from retrodistill.students.registry import kind_names
 
+pytestmark = pytest.mark.usefixtures("given_pace")
+
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 NEED_TRAINING_QUERIES = {"disco", "prod", "recorded-teacher", "tas-b"}
 

@@ -9,6 +9,8 @@ from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.plan import plan_recipe
 from retrodistill.runs import read_run
 
+pytestmark = pytest.mark.usefixtures("given_pace")
+
 
 @pytest.fixture(scope="module")
 def done(tiny_folder, tiny_model, tmp_path_factory):

@@ -10,6 +10,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.recipes import run_recipe
 from retrodistill.recipes.plan import plan_recipe
 
+pytestmark = pytest.mark.usefixtures("given_pace")
+
 
 @pytest.fixture
 def server():

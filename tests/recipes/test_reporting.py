@@ -106,7 +106,7 @@ class TestWithoutJudgments:
     def test_agreement_and_cost_are_measured_and_the_page_says_why_quality_is_not(self, quick, tiny_folder, tmp_path):
         folder = shutil.copytree(tiny_folder, tmp_path / "bare")
         shutil.rmtree(folder / "qrels")
-        quick["collection"] = str(folder)
+        quick |= {"collection": str(folder), "evaluation": {"latency_queries": 2, "examples": 2}}
         results = run_recipe(parse_recipe(quick), tmp_path / "out")
         assert (results.split, results.queries) == ("unjudged", 12)
         assert results.provenance["training queries"] == "33"  # of 48; none is measured, or near one that is

@@ -1,13 +1,11 @@
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from children import Child
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
@@ -29,6 +27,7 @@ def no_training(monkeypatch):
 
 class TestAStaticStudentOfAnEnsemble:
     def test_results_have_the_shape_that_programs_read(self, content, tmp_path):
+        content["evaluation"]["latency_queries"] = 2
         results = run_recipe(parse_recipe(content), tmp_path / "out", command="retrodistill run x")
         written = json.loads((tmp_path / "out" / "results.json").read_text())
         assert written == json.loads(json.dumps(results.to_json()))
@@ -365,15 +364,13 @@ class TestKilling:
     def test_killed_in_the_second_stage_and_run_again_it_gives_the_same_numbers(self, content, write_recipe, tmp_path):
         content["students"]["student"]["control"] = None
         path = write_recipe(content)
-        killed = subprocess.Popen(
-            [sys.executable, "-c", SLOWLY, str(path), str(tmp_path / "killed")], stderr=subprocess.DEVNULL
-        )
+        killed = Child(SLOWLY, path, tmp_path / "killed")
         work, deadline = tmp_path / "killed" / ".training", time.monotonic() + 90
         while not (list(work.glob("*/retrodistill.json")) and list(work.glob("*/checkpoint-*/trainer_state.json"))):
             assert killed.poll() is None, "it ended before it was killed"
             assert time.monotonic() < deadline, "no checkpoint of stage 2 appeared"
             time.sleep(0.02)
-        killed.send_signal(signal.SIGKILL)
+        killed.kill()
         killed.wait()
         assert not (tmp_path / "killed" / "results.json").exists()
         for name in ("killed", "whole"):

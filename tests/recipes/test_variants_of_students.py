@@ -10,6 +10,8 @@ from retrodistill.indexes import load_index
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.plan import plan_recipe
 
+pytestmark = pytest.mark.usefixtures("given_pace")
+
 STAGE = {
     "objectives": "kl",
     "train": "head",
@@ -31,7 +33,7 @@ def recipe(tiny_folder, tiny_model):
             "document_encoder": f"dense:{tiny_model}",
             "teacher": "bm25",
             "students": {"student": {"model": f"{student.pop('kind')}:{tiny_model}", "control": None, **student}},
-            "evaluation": {"latency_queries": 2, "examples": 1, **evaluation},
+            "evaluation": {"latency_queries": 0, "examples": 1, **evaluation},
         }
 
     return recipe
@@ -112,7 +114,8 @@ class TestExits:
 
     def test_each_is_measured_and_loads_by_its_name(self, job, tmp_path, tiny_model):
         leaf = {"objectives": "leaf", "texts": STAGE["texts"], "training": STAGE["training"]}
-        results = job({"kind": "dense", "exits": [1], "stages": [leaf], "control": "untrained"})
+        student = {"kind": "dense", "exits": [1], "stages": [leaf], "control": "untrained"}
+        results = job(student, latency_queries=2)
         names = ["control", "control@exit-1", "student", "student@exit-1"]
         assert [one.name for one in results.systems][2:] == names
         row = results.system("student@exit-1")

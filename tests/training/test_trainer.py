@@ -1,5 +1,4 @@
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -7,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from children import Child
 from losses import over_corpus
 
 from retrodistill.core.errors import UserError
@@ -283,15 +283,13 @@ class TestKilling:
     def test_killed_and_run_again_it_gives_the_bytes_of_an_unkilled_run(
         self, tiny_model, tmp_path, monkeypatch, capsys
     ):
-        command = [sys.executable, "-c", PROGRAM, tiny_model, str(tmp_path / "work"), "0.1"]
-        killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        killed = Child(PROGRAM, tiny_model, tmp_path / "work", "0.1")
         deadline = time.monotonic() + 90
         while not list((tmp_path / "work").glob("checkpoint-*/trainer_state.json")):
             assert time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.02)
-        killed.send_signal(signal.SIGKILL)
-        assert killed.wait() == -signal.SIGKILL
-        assert killed.stdout.read() == ""
+        killed.kill()
+        assert killed.wait()[:2] == (-signal.SIGKILL, "")
         digests = []
         for place in ("work", "whole"):
             monkeypatch.setattr(sys, "argv", ["program", tiny_model, str(tmp_path / place), "0"])

@@ -1,0 +1,61 @@
+"""Processes that run a program and can be killed, forked from one that has loaded the libraries, which takes long."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["retrodistill.recipes.run", "retrodistill.exports.parquet", "retrodistill.cli"])
+
+
+class Child:
+    """A process that runs Python code as ``python -c`` does, with `arguments` as sys.argv[1:]; modules of tests/ load.
+
+    `environment` is what differs from this process.
+    """
+
+    def __init__(self, code, *arguments, folders=(), environment=None):
+        self._files = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115 - they live as long as this
+        paths = [str(folder) for folder in (*folders, TESTS, TESTS.parent)]
+        settings = {**os.environ, **(environment or {})}
+        names = [file.name for file in self._files]
+        given = (textwrap.dedent(code), [str(argument) for argument in arguments], paths, settings, names)
+        self._process = _CONTEXT.Process(target=_run, args=given)
+        self._process.start()
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def poll(self):
+        """Its exit status, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
+    def kill(self):
+        self._process.kill()
+
+    def wait(self, seconds=120):
+        """Its exit status, what it printed, and what it said on standard error."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, f"it did not end in {seconds} seconds"
+        out, error = (Path(file.name).read_text() for file in self._files)
+        return self._process.exitcode, out, error
+
+
+def _run(code, arguments, paths, settings, files):
+    for number, name in zip((1, 2), files, strict=True):
+        with open(name, "wb") as file:
+            os.dup2(file.fileno(), number)
+    os.environ.clear()
+    os.environ.update(settings)
+    sys.path[:0], sys.argv = paths, ["-c", *arguments]
+    exec(compile(code, "<child>", "exec"), {"__name__": "__main__"})
