@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -137,7 +137,15 @@ class Index(Ranker):
         documents = collection.whole.documents
         self.source = {"name": collection.name, "documents": len(documents), "fingerprint": documents.fingerprint}
         if self.size < len(documents):
-            self.source |= {"unreadable": sorted({*documents.ids}.difference(self.document_ids, documents.blank))}
+            self._leave_out({*documents.ids}.difference(self.document_ids))
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Ids of documents that it was given and does not hold, since the encoder cannot read them."""
+        return frozenset(self.source.get("unreadable", ()))
+
+    def _leave_out(self, ids: Iterable[str]) -> None:
+        self.source = {**self.source, "unreadable": sorted(ids)}
 
     def changes(self, collection: Collection) -> str | None:
         """How a collection differs from the documents that are indexed, in words; None if it does not.
@@ -150,7 +158,7 @@ class Index(Ranker):
         if built == documents.fingerprint:
             return None
         held = set(self.document_ids)
-        texts = set(documents.ids).difference(documents.blank, self.source.get("unreadable", ()))
+        texts = set(documents.ids).difference(documents.blank, self.left_out)
         found = [(len(texts - held), "new"), (len(held - texts), "missing")]
         phrases = [f"{count} {what}" for count, what in found if count]
         if not phrases and not built:
@@ -186,17 +194,16 @@ class Index(Ranker):
         Documents that the encoder cannot read, such as blank ones, are left out.
         """
         given = documents.whole if isinstance(documents, Collection) else untitled(documents)
+        self._check_new(given.documents.ids)
         titled = readable(self._document_encoder(), given)
         ids = titled.documents.ids
-        self._check_new(ids)
         rows = new_rows(self.columns, ids, titled.fields if fields is None else fields, titled)
         if self.parents is None:
             self._add_texts(ids, titled.documents, rows)
         else:
             owners, passages = cut_documents(titled, self.parents.settings)
             self._add_texts(owners, passages, of_passages(rows, owners, passages))
-        if left_out := set(given.documents.ids).difference(ids, given.documents.blank):
-            self.source = {**self.source, "unreadable": sorted(left_out.union(self.source.get("unreadable", ())))}
+        self._leave_out(self.left_out.union(given.documents.ids).difference(ids))
 
     def add_vectors(self, ids: Sequence[str], vectors: Any, fields: Records | None = None) -> None:
         """Index vectors of the documents' space: (n, dimension) float32, (n, terms) sparse weights, or `Tokens`.
@@ -237,10 +244,16 @@ class Index(Ranker):
         return vectors
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Remove documents, or refuse an unknown id or a kind that cannot. The codes of the others do not change."""
+        """Remove documents, or refuse an unknown id or a kind that cannot. The codes of the others do not change.
+
+        Those that the encoder could not read may be removed as well, though they are not held.
+        """
         self._check_changeable()
         _check_list(ids)
-        removed, held = set(ids), self.document_ids
+        removed, held = set(ids) - self.left_out, self.document_ids
+        self._leave_out(self.left_out.difference(ids))
+        if not removed:
+            return
         if strange := removed.difference(held):
             raise UserError(f"cannot remove {sample_of(sorted(strange, key=str))}: not in the index.")
         gone = np.fromiter((id_ in removed for id_ in held), dtype=bool, count=len(held))

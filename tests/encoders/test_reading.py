@@ -4,6 +4,7 @@ import pytest
 from sparse_models import inference_free, splade
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
 from retrodistill.data.passages import with_passages
 from retrodistill.data.texts import Texts
@@ -122,9 +123,16 @@ class TestSearch:
     def test_adding_leaves_them_out_and_the_index_knows_it(self, mixed, tiny, encoders, tmp_path):
         index = build_index(tiny, encoders["dense"])
         index.add(Texts.from_pairs(UNREAD.items()))
-        assert index.ids == tiny.documents.ids
+        assert (index.ids, index.left_out) == (tiny.documents.ids, UNREAD.keys())
         index.save(tmp_path / "index")
-        assert load_index(tmp_path / "index", encoders["dense"]).changes(mixed) is None
+        loaded = load_index(tmp_path / "index", encoders["dense"])
+        assert loaded.changes(mixed) is None
+        loaded.remove(["faces", "nothing"])
+        assert (len(loaded), loaded.left_out) == (60, {"greek", "joiner"})
+        loaded.add(Texts.from_pairs([("greek", "a star")]))
+        assert (len(loaded), loaded.left_out) == (61, {"joiner"})
+        with pytest.raises(UserError, match="cannot remove 'faces'"):
+            loaded.remove(["faces"])
 
     def test_says_once_which_documents_it_cannot_find(self, mixed, encoders, capsys, monkeypatch):
         from retrodistill.core.runtime import set_quiet
