@@ -1,4 +1,7 @@
-"""Processes that run a program and can be killed, forked from one that has loaded the libraries, which takes long."""
+"""Processes that run a program and can be killed, forked from one that has loaded the libraries, which takes long.
+
+Tests that start one belong to the group ``children`` of pytest-xdist, so that one worker loads the libraries for all.
+"""
 
 from __future__ import annotations
 

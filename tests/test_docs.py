@@ -203,6 +203,7 @@ class TestRecipes:
             parse(words[1:])
 
 
+@pytest.mark.xdist_group("children")
 class TestSite:
     def test_it_builds_without_a_warning_and_with_no_broken_link(self, tmp_path):
         pytest.importorskip("mkdocs", reason="the docs extra is not installed")

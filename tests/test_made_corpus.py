@@ -5,6 +5,7 @@ import pytest
 
 from retrodistill import load_collection
 
+pytestmark = pytest.mark.xdist_group("demo")
 FILE = Path(__file__).parents[1] / "evaluation" / "benchmarks" / "made_corpus.py"
 
 
@@ -16,21 +17,28 @@ def module():
     return module
 
 
-@pytest.fixture
-def folder(module, tmp_path):
-    module.write_collection(tmp_path / "made", 700, seed=1)
-    return tmp_path / "made"
+@pytest.fixture(scope="module")
+def folders(module, tmp_path_factory):
+    """Two collections of one seed, and one of another, from one reading of the demonstration corpus."""
+    parent = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETRODISTILL_CACHE", str(parent / "cache"))
+        for name, seed in (("made", 1), ("again", 1), ("other", 2)):
+            module.write_collection(parent / name, 700, seed=seed)
+    return parent
 
 
-def test_the_same_seed_makes_the_same_files(module, folder, tmp_path):
-    for name, seed, is_same in (("again", 1, True), ("other", 2, False)):
-        module.write_collection(tmp_path / name, 700, seed=seed)
-        files = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
-        assert {(folder / file).read_bytes() == (tmp_path / name / file).read_bytes() for file in files} == {is_same}
+def test_the_same_seed_makes_the_same_files(folders):
+    files = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
+    made, again, other = (
+        [(folders / name / file).read_bytes() for file in files] for name in ("made", "again", "other")
+    )
+    assert made == again
+    assert not set(made) & set(other)
 
 
-def test_a_query_is_the_withheld_title_of_its_document(module, folder):
-    collection = load_collection(folder)
+def test_a_query_is_the_withheld_title_of_its_document(module, folders):
+    collection = load_collection(folders / "made")
     assert len(collection.documents) == 700
     assert collection.warnings == []
     relevant = collection.relevance("test").to_dict()

@@ -174,6 +174,7 @@ class TestMistakes:
         assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.xdist_group("children")
 class TestStopping:
     def test_control_c_says_how_to_resume(self, quick, tmp_path):
         slow = quick.read_text().replace("epochs: 1", "epochs: 4000")

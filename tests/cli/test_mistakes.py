@@ -296,6 +296,7 @@ class TestFullDisks:
         status, _, err = call("mine", "--collection", "demo", "--source", "bm25", "--out", "x.run")
         assert (status, err) == (2, "error: cannot write /somewhere/file: no space left on device.\n")
 
+    @pytest.mark.xdist_group("children")
     def test_a_real_limit_on_files(self, quick, tmp_path):
         """The system refuses every file beyond 16 KB: stores, checkpoints, students."""
         limited = (

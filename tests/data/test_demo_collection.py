@@ -7,6 +7,7 @@ from retrodistill.data import load_collection
 from retrodistill.data.collection import normalized
 from retrodistill.data.demo import entries, split_of
 
+pytestmark = pytest.mark.xdist_group("demo")
 MODULE = '''
 """Tools for the patient handling of cats. They are used by people who own more cats than is wise to own."""
 

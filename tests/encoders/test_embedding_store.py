@@ -29,6 +29,7 @@ def encoder(tmp_path):
     return LoggedEncoder(tmp_path / "log")
 
 
+@pytest.mark.xdist_group("children")
 class TestKill:
     def test_in_the_middle_loses_at_most_one_part_and_embeds_nothing_twice(self, tmp_path, small_parts):
         rest = LoggedEncoder(tmp_path / "rest")

@@ -92,6 +92,7 @@ class TestManifest:
 
 
 class TestResuming:
+    @pytest.mark.xdist_group("children")
     def test_a_process_that_was_killed(self, out, tmp_path):
         killed(
             "die_after(os, 'replace', 4)\n"  # the manifest and three parts are in place

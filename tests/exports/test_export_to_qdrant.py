@@ -110,6 +110,7 @@ class TestPayload:
 
 
 class TestResuming:
+    @pytest.mark.xdist_group("children")
     def test_a_process_that_was_killed(self, tmp_path):
         killed(
             "from qdrant_client.local.persistence import CollectionPersistence\n"

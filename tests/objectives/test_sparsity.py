@@ -109,6 +109,7 @@ class TestDevices:
         table = weights(6)
         assert whole_batch(table) is table
 
+    @pytest.mark.xdist_group("children")
     def test_two_processes_have_the_value_and_gradient_of_one(self, tmp_path):
         running = [
             Child(TWO, rank, tmp_path / "meet", environment={"WORLD_SIZE": "2", "RANK": str(rank)}) for rank in range(2)

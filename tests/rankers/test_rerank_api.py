@@ -287,6 +287,7 @@ CHILD = """
 """
 
 
+@pytest.mark.xdist_group("children")
 def test_a_kill_loses_only_the_requests_in_flight(tiny, tiny_folder, pairs, api, server, tmp_path):
     write_run(pairs, tmp_path / "pairs.run")
     name, store = api(batch_size=1, concurrency=3), tmp_path / "store"

@@ -41,6 +41,7 @@ def scorer(tmp_path):
     return LoggedScorer(tmp_path / "log")
 
 
+@pytest.mark.xdist_group("children")
 class TestKill:
     def test_in_the_middle_of_scoring_loses_at_most_one_part_and_scores_nothing_twice(self, tmp_path, small_parts):
         ScoreStore("fake", OWNER, tmp_path)  # here, so that the child need not import torch for the manifest

@@ -360,6 +360,7 @@ run_recipe(sys.argv[1], sys.argv[2])
 """
 
 
+@pytest.mark.xdist_group("children")
 class TestKilling:
     def test_killed_in_the_second_stage_and_run_again_it_gives_the_same_numbers(self, content, write_recipe, tmp_path):
         content["students"]["student"]["control"] = None

@@ -7,7 +7,10 @@ from sample_results import example, hit, system, whole
 from retrodistill.api import evaluate
 from retrodistill.report import write_page
 
-pytestmark = pytest.mark.skipif(chromium.find() is None, reason="no Chromium found; install it, or set CHROMIUM to it")
+pytestmark = [
+    pytest.mark.skipif(chromium.find() is None, reason="no Chromium found; install it, or set CHROMIUM to it"),
+    pytest.mark.xdist_group("chromium"),
+]
 
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
 NAMES = "[...document.querySelectorAll('#rows tr:not([hidden])')].map(row => row.querySelector('bdi').textContent)"

@@ -279,6 +279,7 @@ print(load_encoder(model).weights_digest)
 """
 
 
+@pytest.mark.xdist_group("children")
 class TestKilling:
     def test_killed_and_run_again_it_gives_the_bytes_of_an_unkilled_run(
         self, tiny_model, tmp_path, monkeypatch, capsys
