@@ -41,6 +41,7 @@ class Prepared:
     chosen: np.ndarray | None = None  # (texts,) bool, which of them may be trained on; None for all
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know
     classes: PseudoClasses | None = None  # of the texts, if an objective sees them
+    unreadable: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (n,) rows, not trained on
     free: int = 0  # candidates that the teacher did not score: random documents beside a recorded run or a budget
 
     @property
@@ -58,6 +59,9 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     texts = stage_texts(stage, data)
     scored = scored_lists(stage, data, texts) if stage.needs_lists else None
     lists, spread, _, notes, free = (None, 1.0, None, [], 0) if scored is None else scored
+    unreadable = np.zeros(0, dtype=np.int64) if data.student is None else data.student.unreadable_rows(texts.texts)
+    if len(unreadable):
+        notes = [f"{len(unreadable)} training texts have no token that the student knows, and are left out.", *notes]
     if texts.left_out:
         notes = [f"{texts.left_out} texts of documents are test queries, or nearly, and are left out.", *notes]
     terms = [
@@ -66,12 +70,12 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     ]
     if lists is not None and any(term.objective.needs("labels") for term in terms):
         _check_labels(lists)
-    held_out = held_out_rows(texts, lists, data.seed)
+    held_out = held_out_rows(texts, lists, data.seed, unreadable)
     classes = _pseudo_classes(stage, data, texts) if stage.needs("classes") else None
     if stage.selection is None or scored is None:
-        return Prepared(texts, lists, terms, held_out, notes=notes, classes=classes, free=free)
+        return Prepared(texts, lists, terms, held_out, None, notes, classes, unreadable, free)
     chosen, note = selected(stage.selection, data, texts, scored)
-    return Prepared(texts, lists, terms, held_out, chosen, [*notes, note], classes, free)
+    return Prepared(texts, lists, terms, held_out, chosen, [*notes, note], classes, unreadable, free)
 
 
 def _check_labels(lists: Lists) -> None:
@@ -187,9 +191,12 @@ def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -
     }
 
 
-def held_out_rows(texts: TrainingTexts, lists: Lists | None, seed: int) -> np.ndarray:
+def held_out_rows(
+    texts: TrainingTexts, lists: Lists | None, seed: int, unreadable: np.ndarray | tuple[()] = ()
+) -> np.ndarray:
     """Rows kept for the monitor: real queries if there are enough, at most one in ten and at most 64."""
     known = np.ones(len(texts), dtype=bool) if lists is None else lists.sizes >= 2
+    known[np.asarray(unreadable, dtype=np.int64)] = False
     real = np.flatnonzero(known & (texts.sources < 0))
     pool = real if len(real) >= 10 else np.flatnonzero(known)
     count = min(_HELD_OUT, len(pool) // 10)
@@ -218,9 +225,9 @@ def labeled_places(
 
 
 def training_rows(prepared: Prepared, stage: StageSettings) -> np.ndarray:
-    """Rows to train on: not held out, with a usable list, real queries repeated as the stage says."""
+    """Rows to train on: readable, not held out, with a usable list, real queries repeated as the stage says."""
     usable = np.ones(len(prepared.texts), dtype=bool)
-    usable[prepared.held_out] = False
+    usable[prepared.held_out] = usable[prepared.unreadable] = False
     lists = prepared.lists
     if lists is not None and not stage.aligns:
         usable &= lists.sizes >= 2

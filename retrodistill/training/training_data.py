@@ -42,6 +42,11 @@ class StudentSnapshot:
         stored = None if self.stored is None else hashlib.blake2b(self.stored.tobytes(), digest_size=8).hexdigest()
         return digest(self.student.fingerprint("query"), documents, stored)
 
+    def unreadable_rows(self, queries: Texts) -> np.ndarray:
+        """(m,) int64 rows of the queries that it cannot read; of one that reads pairs, blank ones."""
+        reader = getattr(self.student, "reader", None)
+        return queries.blank_rows if reader is None else reader("query").unreadable_rows(queries)
+
     def vectors(self, collection: Collection) -> np.ndarray:
         """(corpus, d) vectors of a dense student's documents."""
         if not self.kind.is_dense:

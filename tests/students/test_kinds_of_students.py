@@ -1,19 +1,23 @@
 """Every kind of student through a stage of a recipe: what moves, that it learns, that it resumes and comes back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from retrodistill.core.errors import UserError
+from retrodistill.data import Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import build_student, train_student
-from retrodistill.students.registry import as_student, run_stage
+from retrodistill.students.registry import as_student, get_kind, run_stage
 from retrodistill.students.stored_states import head_of
 from retrodistill.training.loss import DistillationLoss
+from retrodistill.training.prepared import prepare, training_rows
 from retrodistill.training.settings import StageSettings
-from retrodistill.training.training_data import TrainingData
+from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
 IN_BATCH = ["contrastive", "in-batch", "in-batch-margin-mse"]
 FAMILIES = ["kl", "margin-mse", "ranknet", "listmle", "sinkhorn", "taid", "lwf"]
@@ -94,6 +98,18 @@ class TestBothTowers:
         model, before, history = trained(kind, stage("both_encoders", FAMILIES))
         assert all(np.isfinite(history.losses[-1][name]) for name in FAMILIES)
         assert moved(before, model)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "multi-vector", "cross-encoder"])
+def test_texts_that_a_student_cannot_read_are_not_trained_on(kind, chosen, data):
+    one = stage("both_encoders")
+    unread = Texts.from_pairs([("greek", "καλημέρα κόσμε"), ("blank", "\u200b")])
+    data = replace(data, queries=unread + data.queries)
+    student, of_kind = as_student(build_student(chosen(kind, one), data)), get_kind(kind)
+    prepared = prepare(one, replace(data, student=StudentSnapshot(student, of_kind, data.space)))
+    # of a model that reads pairs, a document tells the query's part as well
+    left_out = {1} if kind == "cross-encoder" else {0, 1}
+    assert {*training_rows(prepared, one), *prepared.held_out} == set(range(44)) - left_out
 
 
 class TestHead:
