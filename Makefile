@@ -7,7 +7,7 @@ HOURS ?= 2
 WORKERS ?= 2
 LARGE ?=
 
-.PHONY: demo test docs studies install clean
+.PHONY: demo test test-slow docs studies install clean
 
 # The main job on the demonstration corpus; results in out/demo/.
 demo: install
@@ -18,7 +18,11 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow"
+
+# The other tests: whole recipes, the code of every page, several processes.
+test-slow: install
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow
 
 # The documentation site in out/site/; a warning, such as a link that leads nowhere, is an error.
 docs: install

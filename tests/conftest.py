@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ TOPICS = {
     "law": ["court", "judge", "jury", "verdict", "contract", "statute", "appeal", "witness", "lawyer", "trial"],
     "ocean": ["wave", "coral", "reef", "whale", "tide", "current", "island", "shore", "shark", "plankton"],
 }
+_MADE_HERE = set()  # folders of models that no test changes
 FILLERS = ["the", "of", "and", "a", "in", "study", "shows", "that", "with", "new", "for", "is", "was", "by"]
 
 
@@ -42,6 +44,26 @@ def _float32():
     """``precision: auto`` is float32 on any machine, so that figures of tests do not depend on the processor."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("retrodistill.encoders.precision.bfloat16_speedup", lambda device: 1.0)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _copies_of_models():
+    """Models of this file are read from their folders once and copied after that, in a tenth of the time."""
+    from retrodistill.encoders import loading
+
+    read, kept = loading._load, {}
+
+    def load(name, class_name, *arguments, **options):
+        key = (str(name), class_name, repr(options))
+        if str(name) not in _MADE_HERE:
+            return read(name, class_name, *arguments, **options)
+        if key not in kept:
+            kept[key] = read(name, class_name, *arguments, **options)
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "_load", load)
         yield
 
 
@@ -113,6 +135,7 @@ def tiny_model(tmp_path_factory) -> str:
     bert = _bert(folder / "bert")
     model = SentenceTransformer(modules=[Transformer(str(bert), max_seq_length=64), Pooling(32), Normalize()])
     model.save_pretrained(str(folder / "bi-encoder"), create_model_card=False)
+    _MADE_HERE.add(str(folder / "bi-encoder"))
     return str(folder / "bi-encoder")
 
 
@@ -140,6 +163,7 @@ def tiny_cross_encoder(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("cross")
     model = CrossEncoder(str(_bert(folder / "bert")), num_labels=1)
     model.save_pretrained(str(folder / "cross-encoder"))
+    _MADE_HERE.add(str(folder / "cross-encoder"))
     return str(folder / "cross-encoder")
 
 
@@ -158,6 +182,7 @@ def tiny_static(tmp_path_factory, tiny_model) -> str:
     model = SentenceTransformer(modules=[table, Normalize()], similarity_fn_name="cosine", device="cpu")
     folder = tmp_path_factory.mktemp("static")
     model.save_pretrained(str(folder / "table"), create_model_card=False)
+    _MADE_HERE.add(str(folder / "table"))
     return str(folder / "table")
 
 

@@ -26,6 +26,7 @@ def model(tiny_model):
     return f"dense:{tiny_model}"
 
 
+@pytest.mark.slow
 class TestExamples:
     def test_each_has_a_test(self):
         assert {path.stem for path in EXAMPLES.glob("*.py")} == {

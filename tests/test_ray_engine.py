@@ -20,7 +20,7 @@ from retrodistill.rankers import score
 from retrodistill.runs import Run, read_run, write_run
 
 ray = pytest.importorskip("ray", reason="the ray extra is not installed")
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
 
 WANTED = np.stack([fake_vector(text) for text in TEXTS])
 CHILD = """

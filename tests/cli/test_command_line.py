@@ -163,6 +163,7 @@ class TestTheWayThrough:
 
 
 class TestMistakes:
+    @pytest.mark.slow
     def test_in_a_process_of_its_own_nothing_else_is_said(self, tiny_folder, tmp_path):
         done = program(
             "index", "--collection", tiny_folder, "--documents", "dense:nobody/none", "--out", tmp_path / "made"

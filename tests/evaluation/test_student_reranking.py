@@ -142,6 +142,7 @@ class TestByName:
         assert len(set(prints)) == 3
 
 
+@pytest.mark.slow
 class TestByRecipe:
     @pytest.mark.parametrize(
         ("kind", "train"),

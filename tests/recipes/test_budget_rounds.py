@@ -16,7 +16,7 @@ from retrodistill.runs import read_run
 from retrodistill.students.registry import load_student
 from retrodistill.training.scoring import scored_by_teacher
 
-pytestmark = pytest.mark.usefixtures("given_pace")
+pytestmark = [pytest.mark.usefixtures("given_pace"), pytest.mark.slow]
 
 SHARES = (10, 20, 30)
 

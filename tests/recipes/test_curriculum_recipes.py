@@ -8,7 +8,7 @@ import yaml
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.plan import plan_recipe
 
-pytestmark = pytest.mark.usefixtures("given_pace")
+pytestmark = [pytest.mark.usefixtures("given_pace"), pytest.mark.slow]
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROWS = {

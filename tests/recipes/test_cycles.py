@@ -24,7 +24,7 @@ from retrodistill.recipes.students import _Training, train_students
 from retrodistill.students.registry import load_student, weights_to_start_from
 from retrodistill.training.scoring import scored_candidates, stage_texts
 
-pytestmark = pytest.mark.usefixtures("given_pace")
+pytestmark = [pytest.mark.usefixtures("given_pace"), pytest.mark.slow]
 
 LISTS = {"candidates": {"depth": 4, "sources": ["bm25"]}, "texts": {"titles": False, "sentences": 0}}
 QUICK = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}

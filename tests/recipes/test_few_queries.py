@@ -17,7 +17,7 @@ from retrodistill.recipes.plan import plan_recipe
 from retrodistill.runs import write_run
 from retrodistill.students.registry import kind_names
 
-pytestmark = pytest.mark.usefixtures("given_pace")
+pytestmark = [pytest.mark.usefixtures("given_pace"), pytest.mark.slow]
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 NEED_TRAINING_QUERIES = {"disco", "prod", "recorded-teacher", "tas-b"}

@@ -10,6 +10,8 @@ from retrodistill.candidates import mine
 from retrodistill.recipes import run_recipe
 from retrodistill.runs import write_run
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["bm25", "teacher", "ensemble", "control", "student"]
 FORMS = {  # systems of recipes whose student has several forms
     "colbert-crisp": ["bm25", "teacher", "ensemble", "control", "unclustered", "pooled", "student"],

@@ -1,18 +1,15 @@
-"""Two processes of torchrun: every kind of student trains, in one launch."""
+"""Two processes with the settings that torchrun gives them: every kind of student trains, in one launch."""
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from children import Child
 
 from retrodistill.core.errors import UserError
 from retrodistill.recipes import parse_recipe
 from retrodistill.recipes.job import open_job
 
-ROOT = Path(__file__).parents[2]
 BOTH = {"train": "both_encoders"}
 STAGE = {
     "objectives": "kl",
@@ -41,16 +38,20 @@ def students(tiny_model, tiny_cross_encoder):
     return {name: {**given, "control": None, "stages": [{**STAGE, **stage}]} for name, (given, stage) in kinds.items()}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("children")
 def test_every_kind_trains_and_one_process_writes(content, students, write_recipe, tmp_path):
     content["students"] = students
     content["evaluation"] = {"latency_queries": 0, "examples": 0, "depth": 10, "rerank": 5}
-    torchrun = Path(sys.executable).with_name("torchrun")
-    port = str(20000 + os.getpid() % 20000)
-    command = [torchrun, "--nproc-per-node", "2", "--master-port", port, "-m", "retrodistill", "run"]
-    command += [write_recipe(content), "--out", tmp_path / "out", "--json"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout)
+    main = "import sys; from retrodistill.cli import main; main(sys.argv[1:])"
+    command = ["run", write_recipe(content), "--out", tmp_path / "out", "--json"]
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    ranks = [{**given, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    (status, out, said), other = (
+        process.wait() for process in [Child(main, *command, environment=rank) for rank in ranks]
+    )
+    assert (status, *other[:2]) == (0, 0, ""), f"{said[-3000:]}\n{other[2][-3000:]}"
+    results = json.loads(out)
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
     measured = {system["name"]: system["ndcg@10"] for system in results["systems"]}
     assert {name: 0 <= measured[name] <= 1 for name in students} == dict.fromkeys(students, True)

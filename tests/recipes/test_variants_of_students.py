@@ -10,7 +10,7 @@ from retrodistill.indexes import load_index
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.plan import plan_recipe
 
-pytestmark = pytest.mark.usefixtures("given_pace")
+pytestmark = [pytest.mark.usefixtures("given_pace"), pytest.mark.slow]
 
 STAGE = {
     "objectives": "kl",

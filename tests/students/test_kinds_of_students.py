@@ -80,6 +80,7 @@ def moved(before, model):
     return {name for name, value in model.named_parameters() if not torch.equal(before[name], value)}
 
 
+@pytest.mark.slow
 class TestBothTowers:
     @pytest.mark.parametrize("kind", KINDS)
     def test_every_kind_learns_its_lists(self, kind, trained):

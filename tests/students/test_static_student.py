@@ -148,6 +148,7 @@ class TestTheEncoder:
             SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(texts), student.encode(texts)
         )
 
+    @pytest.mark.slow
     def test_a_program_without_retrodistill_gets_the_same_vectors(self, teacher, corpus, tmp_path):
         student = static_student(teacher, corpus)
         texts = [*WORDS, "star " * 300 + "violin"]
