@@ -22,7 +22,7 @@ from retrodistill.encoders.reading import tokens_without_text
 
 DEFAULT, AUTO, CHARACTERS = "", "auto", "characters"
 SETTINGS = {
-    "bm25": "English as in bm25s: its stop words, Snowball's stemmer, words of two or more characters",
+    "bm25": "English as in bm25s: stop words, Snowball's stemmer, words (in Chinese, pairs) of two or more characters",
     "bm25:LANGUAGE": "a language of Snowball, such as bm25:german: words of any length, stop words if bm25s has some",
     "bm25:characters": "no stemming; scripts without spaces and Korean become characters and pairs of them",
     "bm25:auto": "the language of most documents in a sample; characters if it has no stemmer, or if none has most",
@@ -45,6 +45,7 @@ _MIXED = "no language has most of the sampled documents"
 
 _CUT = rf"{UNSPACED}\p{{Hangul}}"  # scripts whose runs are cut into characters
 _TOKENS = regex.compile(rf"[{_CUT}][{_CUT}\p{{M}}]*|[\w--[{_CUT}]]+", regex.V1)
+_RUN = regex.compile(rf"[{_CUT}][{_CUT}\p{{M}}]*")
 _IS_CUT = regex.compile(rf"[{_CUT}]")
 _CHARACTER = regex.compile(r"\X")  # with its marks
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
@@ -70,19 +71,29 @@ class Analyzer(Protocol):
 
 
 class DefaultAnalyzer:
-    """The tokenizer of bm25s with its English stop words and Snowball's English stemmer."""
+    """The tokenizer of bm25s with its English stop words and Snowball's English stemmer.
+
+    It would take a sentence of a script without spaces for one word; runs of these become pairs of characters.
+    """
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Stemmer and stop words."""
-        return {"stemmer": "english", "stopwords": "english"}
+        """Stemmer, stop words, and what becomes of scripts without spaces."""
+        return {"stemmer": "english", "stopwords": "english", "unspaced": "pairs"}
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """The terms of each text."""
         import Stemmer
 
+        spaced = [text if text.isascii() else _RUN.sub(_spaced_pairs, text) for text in texts]
         stemmer = Stemmer.Stemmer("english")
-        return load_bm25s().tokenize(list(texts), stopwords="english", stemmer=stemmer, show_progress=False)
+        return load_bm25s().tokenize(spaced, stopwords="english", stemmer=stemmer, show_progress=False)
+
+
+def _spaced_pairs(run: regex.Match[str]) -> str:
+    """The pairs of neighbors in a run of characters, between spaces."""
+    characters = _CHARACTER.findall(run[0])
+    return f" {' '.join(map(''.join, itertools.pairwise(characters)))} "
 
 
 class WordAnalyzer:

@@ -101,7 +101,7 @@ class TestScores:
     @pytest.mark.parametrize("query", ["熊", "首都", "中华人民共和国"])
     def test_chinese_is_found_by_characters(self, query):
         assert found("characters", CHINESE, query)[0] == 0
-        assert found("", CHINESE, query) == []
+        assert found("", CHINESE, query) == ([] if len(query) == 1 else [0])
 
     @pytest.mark.parametrize("setting", ["english", "characters"])
     def test_terms_of_one_letter_are_found(self, setting):

@@ -38,6 +38,19 @@ class TestScores:
         assert (rows == -1).all()
         assert (scores == 0).all()
 
+    def test_scripts_without_spaces_are_pairs_of_characters(self):
+        texts = {
+            "zh": "北京是中华人民共和国的首都。",
+            "ja": "心臓の薬",
+            "th": "หัวใจของฉัน",
+            "mixed": "the 熊猫 star",
+            "é": "café",
+        }
+        ranker = BM25(Texts.from_pairs(texts.items()))
+        for query, wanted in (("中华人民", 0), ("薬の心臓", 1), ("หัวใจ", 2), ("大熊猫", 3), ("stars", 3), ("café", 4)):
+            rows = ranker.search([query], 5)[0][0]
+            assert rows[rows >= 0].tolist() == [wanted]
+
     def test_unknown_words_beside_known_ones_change_nothing(self, ranker):
         np.testing.assert_array_equal(next(ranker.scores(["bread zebra"])), next(ranker.scores(["bread"])))
 
