@@ -187,6 +187,8 @@ def scores_file(stage: StageSettings, data: TrainingData, texts: Texts) -> Path:
         key += ["random documents are free"] if settings.random else []
         key += ["bought", *data.bought] if data.bought else []
         key += [stage.list_temperature] if settings.by_student else []
+    if unreadable := _unreadable(data):
+        key += ["without", *unreadable]
     if stage.any_document:
         key += ["standardized over the corpus"]
     return data.folder / _SCORES / f"{digest(*key)}.parquet"
@@ -311,6 +313,15 @@ def _own_documents(text_ids: Sequence[str], documents: Texts) -> dict[str, str]:
     return dict(zip(sources, documents.table["id"].take(pa.array(rows)).to_pylist(), strict=True))
 
 
+def _unreadable(data: TrainingData) -> list[str]:
+    """Ids of the documents that are not blank and that the document encoder cannot read."""
+    if data.space is None:
+        return []
+    documents = data.collection.documents
+    rows = np.setdiff1d(data.space.reader("document").unreadable_rows(documents), documents.blank_rows)
+    return documents.table["id"].take(pa.array(rows)).to_pylist()
+
+
 def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
     """Every pair that the teacher might score; retrievers get the rewritten queries if there are any."""
     recorded = data.teacher.known_run(data.collection)
@@ -326,6 +337,8 @@ def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
         found = data.student.search(collection, texts, depth)
         sources = [found if source == CURRENT_STUDENT else source for source in sources]
     pool = mine(collection, data.teacher_queries(texts), sources, depth, random=random, seed=data.seed)
+    if unreadable := _unreadable(data):  # bm25 and random draws propose them
+        pool = pool.filter(~np.isin(pool.document_ids, np.array(unreadable, dtype=object)))
     listed: list[tuple[str, list[str]]] = []
     if stage.reads_labels:
         listed += [(query, sorted(named)) for query, named in labeled(data.qrels()).items() if query in texts]

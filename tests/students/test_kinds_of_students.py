@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.data import Texts
+from retrodistill.data import Collection, Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.student_settings import StudentSettings
@@ -16,6 +16,7 @@ from retrodistill.students.registry import as_student, get_kind, run_stage
 from retrodistill.students.stored_states import head_of
 from retrodistill.training.loss import DistillationLoss
 from retrodistill.training.prepared import prepare, training_rows
+from retrodistill.training.scoring import candidate_pairs
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
@@ -111,6 +112,17 @@ def test_texts_that_a_student_cannot_read_are_not_trained_on(kind, chosen, data)
     # of a model that reads pairs, a document tells the query's part as well
     left_out = {1} if kind == "cross-encoder" else {0, 1}
     assert {*training_rows(prepared, one), *prepared.held_out} == set(range(44)) - left_out
+
+
+def test_documents_that_the_document_encoder_cannot_read_are_no_candidates(data):
+    documents = {"greek": "ένα ένα δύο ένα", **dict(data.collection.documents)}
+    queries = {"q": "star ένα δύο", **dict(data.queries)}
+    collection = Collection.from_parts("mixed", documents, queries, {})
+    assert "greek" in load_ranker("bm25").search(collection.queries, collection, 5).to_dict()["q"]
+    one = stage("both_encoders", candidates={"depth": 5, "random": 60})
+    data = replace(data, collection=collection, queries=collection.queries)
+    pool = candidate_pairs(one, data, collection.queries).run
+    assert set(pool.document_ids) == set(collection.documents.ids) - {"greek"}
 
 
 class TestHead:
