@@ -13,6 +13,7 @@ import textwrap
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+MAIN = "import sys; from retrodistill.cli import main; main(sys.argv[1:])"  # the command line
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["retrodistill.recipes.run", "retrodistill.exports.parquet", "retrodistill.cli"])
 

@@ -108,8 +108,8 @@ def _filled(tmp_path, tiny_folder, tiny_model, tiny_cross_encoder, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.slow
 class TestCode:
+    @pytest.mark.slow
     @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "python", "bash"))], ids=name_of)
     def test_python_and_commands_of_a_page_run(self, page, workplace):
         names = {"__name__": "__main__"}

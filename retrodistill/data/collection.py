@@ -213,10 +213,9 @@ class Collection:
         fields = None if self.fields is None or self.parents is not None else without_rows(self.fields, rows)
         parents = uncut = None
         if self.parents is not None and self.uncut is not None:
-            is_kept = np.isin(np.arange(len(self.documents)), rows, invert=True)
-            parents = self.parents.without(~is_kept)
-            kept = np.isin(np.arange(len(self.parents.ids)), self.parents.rows[is_kept])
-            uncut = self.uncut.without(np.flatnonzero(~kept))
+            removed = np.isin(np.arange(len(self.documents)), rows)
+            parents = self.parents.without(removed)
+            uncut = self.uncut.without(np.setdiff1d(self.parents.rows, self.parents.rows[~removed]))
         reduced = replace(self, documents=documents, titles=titles, bodies=bodies, fields=fields)
         return replace(reduced, parents=parents, uncut=uncut)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import Field
-from tokenizers import Tokenizer
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
@@ -19,7 +18,13 @@ from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import require_utf8
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.modules import configurations, settings_of, tokenizers_digest, weights_digest
+from retrodistill.encoders.modules import (
+    configurations,
+    fast_tokenizer_of,
+    settings_of,
+    tokenizers_digest,
+    weights_digest,
+)
 from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.precision import fastest_precision
 from retrodistill.encoders.reading import Reader
@@ -27,6 +32,7 @@ from retrodistill.encoders.remote_code import code_of
 from retrodistill.encoders.space import space_fingerprint
 
 Role = Literal["query", "document"]
+Result = TypeVar("Result")
 STUDENT_MANIFEST = "retrodistill.json"
 IN_MEMORY = "in-memory"  # name of a model object that was never saved
 _TOKENS, _TOKENS_ON_GPU = 4096, 65536  # of a forward pass
@@ -276,20 +282,6 @@ class TextModel:
         """What tells the texts of a role that it cannot read."""
         return self._readers[role]
 
-    @cached_property
-    def _readers(self) -> dict[Role, Reader]:
-        if not self.has_weights:
-            return {"query": Reader(None), "document": Reader(None)}
-        query, document = (self.tokenizer(role) for role in ("query", "document"))
-        shared = Reader(document)
-        return {"document": shared, "query": shared if query is document else Reader(query)}
-
-    def tokenizer(self, role: Role) -> Tokenizer | None:
-        """The tokenizer of a role; None for a model without a fast one."""
-        own = getattr(self.modules(role)[0], "tokenizer", None)
-        backend = getattr(own, "backend_tokenizer", own)
-        return backend if isinstance(backend, Tokenizer) else None
-
     def fingerprint(self, role: Role) -> str:
         """Fingerprint of what determines the vectors of this role, for stores and manifests.
 
@@ -321,21 +313,27 @@ class TextModel:
     def _weights(self) -> dict[Role, str]:
         from torch import nn
 
-        query, document = self.modules("query"), self.modules("document")
-        shared = weights_digest(nn.Sequential(*document))
-        return {"document": shared, "query": shared if query == document else weights_digest(nn.Sequential(*query))}
+        return self._by_role(lambda modules: weights_digest(nn.Sequential(*modules)))
 
     @cached_property
     def _configurations_of(self) -> dict[Role, list[dict[str, Any]]]:
-        query, document = self.modules("query"), self.modules("document")
-        shared = configurations(document)
-        return {"document": shared, "query": shared if query == document else configurations(query)}
+        return self._by_role(configurations)
 
     @cached_property
     def _tokenizers_of(self) -> dict[Role, str]:
+        return self._by_role(tokenizers_digest)
+
+    @cached_property
+    def _readers(self) -> dict[Role, Reader]:
+        if not self.has_weights:
+            return {"query": Reader(None), "document": Reader(None)}
+        return self._by_role(lambda modules: Reader(fast_tokenizer_of(modules[0])))
+
+    def _by_role(self, compute: Callable[[list[Any]], Result]) -> dict[Role, Result]:
+        """What is computed from the modules of each role, once if both have the same."""
         query, document = self.modules("query"), self.modules("document")
-        shared = tokenizers_digest(document)
-        return {"document": shared, "query": shared if query == document else tokenizers_digest(query)}
+        shared = compute(document)
+        return {"document": shared, "query": shared if query == document else compute(query)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.dimension} dimensions, {self.similarity})"

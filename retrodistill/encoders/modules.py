@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any, Literal
 
+from tokenizers import Tokenizer
+
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 
@@ -112,6 +114,13 @@ def configurations(modules: Iterable[Any]) -> list[dict[str, Any]]:
                 break
         found.append({key: own[key] for key in sorted(own)})
     return found
+
+
+def fast_tokenizer_of(module: Any) -> Tokenizer | None:
+    """The tokenizer of a module; None if it has none, or one that is not fast."""
+    own = getattr(module, "tokenizer", None)
+    backend = getattr(own, "backend_tokenizer", own)
+    return backend if isinstance(backend, Tokenizer) else None
 
 
 def tokenizers_digest(modules: Iterable[Any]) -> str:

@@ -115,14 +115,18 @@ def readable(encoder: Any, collection: Collection) -> Collection:
 
     Those that are not blank, which loading counts, are logged once.
     """
-    documents, reader = collection.documents, encoder.reader("document")
-    rows = reader.unreadable_rows(documents)
-    unknown = np.setdiff1d(rows, documents.blank_rows)
-    if len(unknown) and _is_first("unreadable", encoder, collection):
+    unknown = unknown_to(encoder, collection.documents)
+    if unknown and _is_first("unreadable", encoder, collection):
         noun = "documents" if collection.parents is None else "passages"
-        named = sample_of(documents.table["id"].take(pa.array(unknown)).to_pylist())
+        named = sample_of(unknown)
         log(f"warning: {len(unknown)} {noun} have no token that {encoder.name} knows ({named}): it cannot find them.")
-    return collection.without(rows)
+    return collection.without(encoder.reader("document").unreadable_rows(collection.documents))
+
+
+def unknown_to(encoder: Any, documents: Texts) -> list[str]:
+    """Ids of the documents that are not blank and that an encoder cannot read, in order."""
+    rows = np.setdiff1d(encoder.reader("document").unreadable_rows(documents), documents.blank_rows)
+    return documents.table["id"].take(pa.array(rows)).to_pylist()
 
 
 def readable_queries(encoder: Any, queries: Texts) -> Texts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -81,7 +81,7 @@ class Index(Ranker):
     is_read_only: bool = False  # memory-mapped
     parents: Parents | None = None  # the documents, where passages of them are indexed
     # the collection: name, number of documents, fingerprint until a change, ids that the encoder could not read
-    source: dict[str, Any] = MappingProxyType({})  # type: ignore[assignment]  # replaced, never changed
+    source: Mapping[str, Any] = MappingProxyType({})
     columns: pa.Table | None = None  # fields of the documents, and title and text if wanted; a row for each of `ids`
 
     def __init__(self, ids: Sequence[str], space: EmbeddingSpace, queries: Any, name: str, documents: Any) -> None:
@@ -251,11 +251,14 @@ class Index(Ranker):
         self._check_changeable()
         _check_list(ids)
         removed, held = set(ids) - self.left_out, self.document_ids
-        self._leave_out(self.left_out.difference(ids))
-        if not removed:
-            return
         if strange := removed.difference(held):
             raise UserError(f"cannot remove {sample_of(sorted(strange, key=str))}: not in the index.")
+        if removed:
+            self._remove(removed, held)
+        self._leave_out(self.left_out.difference(ids))
+
+    def _remove(self, removed: set[str], held: Sequence[str]) -> None:
+        """Remove documents that are held."""
         gone = np.fromiter((id_ in removed for id_ in held), dtype=bool, count=len(held))
         if self.parents is not None:
             gone = gone[self.parents.rows]

@@ -44,8 +44,9 @@ _MIXED = "no language has most of the sampled documents"
 
 
 _CUT = rf"{UNSPACED}\p{{Hangul}}"  # scripts whose runs are cut into characters
-_TOKENS = regex.compile(rf"[{_CUT}][{_CUT}\p{{M}}]*|[\w--[{_CUT}]]+", regex.V1)
-_RUN = regex.compile(rf"[{_CUT}][{_CUT}\p{{M}}]*")
+_OF_CUT = rf"[{_CUT}][{_CUT}\p{{M}}]*"
+_RUN = regex.compile(_OF_CUT)
+_TOKENS = regex.compile(rf"{_OF_CUT}|[\w--[{_CUT}]]+", regex.V1)
 _IS_CUT = regex.compile(rf"[{_CUT}]")
 _CHARACTER = regex.compile(r"\X")  # with its marks
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")

@@ -199,8 +199,7 @@ def with_content(run: Run, queries: Texts, collection: Collection) -> Run:
     """A run without blank queries and documents (`is_blank`), whose vectors say nothing."""
     if not queries.blank.isdisjoint(run.query_ids):
         run = run.select(set(run.query_ids) - queries.blank)
-    blank = collection.documents.blank
-    return run.filter(~np.isin(run.document_ids, np.array(sorted(blank), dtype=object))) if blank else run
+    return run.without_documents(collection.documents.blank)
 
 
 def check_k(k: int, documents: int) -> None:

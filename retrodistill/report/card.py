@@ -147,28 +147,25 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     variants = [system for system in results.systems if system.name.startswith(prefix)] if results else []
     cuts = {int(end) for system in variants if re.fullmatch(r"\d+", end := system.name.removeprefix(prefix))}
     # A kind without its own partial gets the general card.
-    body = (
-        _templates()
-        .select_template([f"card/{kind.name}.md.j2", "card.md.j2"])
-        .render(
-            facts=facts,
-            model=model,
-            title=title,
-            placeholder=placeholder(model),
-            # The kind in front of a folder; a hybrid student is loaded as a dense one.
-            package_kind=kind.written.partition(":")[0] or "dense",
-            trusted=", trust_remote_code=True" if facts.own_modules else "",
-            library=own_sections,
-            separator=SEPARATOR,
-            placeholder_folder=YOURS if YOURS in f"{facts.loaded_from}{facts.turns and facts.turns.path}" else "",
-            cuts=sorted(cuts.union(*(stage.matryoshka for stage in facts.stages)), reverse=True),
-            # Older students have no records of their stages.
-            stages=[_stage(stage, known or {}) for stage, known in zip_longest(facts.stages, facts.learned)],
-            objectives={term.name: OBJECTIVES[term.name] for stage in facts.stages for term in stage.objectives},
-            results=results,
-            rewrites=REWRITES,
-            **_measurements(facts, results, variants) if results else {},
-        )
+    template = _templates().select_template([f"card/{kind.name}.md.j2", "card.md.j2"])
+    body = template.render(
+        facts=facts,
+        model=model,
+        title=title,
+        placeholder=placeholder(model),
+        # The kind in front of a folder; a hybrid student is loaded as a dense one.
+        package_kind=kind.written.partition(":")[0] or "dense",
+        trusted=", trust_remote_code=True" if facts.own_modules else "",
+        library=own_sections,
+        separator=SEPARATOR,
+        placeholder_folder=YOURS if YOURS in f"{facts.loaded_from}{facts.turns and facts.turns.path}" else "",
+        cuts=sorted(cuts.union(*(stage.matryoshka for stage in facts.stages)), reverse=True),
+        # Older students have no records of their stages.
+        stages=[_stage(stage, known or {}) for stage, known in zip_longest(facts.stages, facts.learned)],
+        objectives={term.name: OBJECTIVES[term.name] for stage in facts.stages for term in stage.objectives},
+        results=results,
+        rewrites=REWRITES,
+        **_measurements(facts, results, variants) if results else {},
     )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     return f"---\n{_front_matter(front, facts, results, title)}---\n\n{body}\n"

@@ -235,6 +235,10 @@ class Run:
         excluded = np.array([pairs.get(query) for query in self.query_ids], dtype=object)
         return self.filter(self.document_ids != excluded[self.query_codes])
 
+    def without_documents(self, ids: Collection[str]) -> Run:
+        """Drop some documents of all queries."""
+        return self.filter(~np.isin(self.document_ids, np.array(list(ids), dtype=object))) if ids else self
+
     def filter(self, keep: np.ndarray) -> Run:
         """Rows for which `keep`, (rows,) bool, is true."""
         return Run(self.table.filter(pa.array(np.asarray(keep, dtype=bool))), self.name)

@@ -36,6 +36,7 @@ from retrodistill.encoders.contract import TextModel
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import device
+from retrodistill.encoders.modules import fast_tokenizer_of
 from retrodistill.students.dense import KIND as DENSE_KIND
 from retrodistill.students.registry import StageDefaults
 
@@ -133,7 +134,7 @@ def _fitted_to(teacher: Encoder, corpus: Texts, parallel: Parallel | None, seed:
 
 def fast_tokenizer(encoder: TextModel, wanted_by: str = "which a static student shares") -> Tokenizer:
     """A copy of an encoder's tokenizer, without padding and truncation, which would cut long queries silently."""
-    backend = encoder.tokenizer("document")
+    backend = fast_tokenizer_of(encoder.modules("document")[0])
     if backend is None:
         raise UserError(f"model {encoder.name} has no fast tokenizer, {wanted_by}; choose another.")
     tokenizer = Tokenizer.from_str(backend.to_str())

@@ -27,6 +27,7 @@ from retrodistill.training.texts import TrainingTexts
 from retrodistill.training.training_data import TrainingData
 
 _HELD_OUT = 64  # most queries that a monitor encodes each time
+_NO_ROWS = np.zeros(0, dtype=np.int64)
 _DEPTH = 100  # documents per list over the whole corpus in which a selection looks for positives
 
 
@@ -41,7 +42,7 @@ class Prepared:
     chosen: np.ndarray | None = None  # (texts,) bool, which of them may be trained on; None for all
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know
     classes: PseudoClasses | None = None  # of the texts, if an objective sees them
-    unreadable: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (n,) rows, not trained on
+    unreadable: np.ndarray = field(default_factory=lambda: _NO_ROWS)  # (n,) rows that are not trained on
     free: int = 0  # candidates that the teacher did not score: random documents beside a recorded run or a budget
 
     @property
@@ -59,7 +60,7 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     texts = stage_texts(stage, data)
     scored = scored_lists(stage, data, texts) if stage.needs_lists else None
     lists, spread, _, notes, free = (None, 1.0, None, [], 0) if scored is None else scored
-    unreadable = np.zeros(0, dtype=np.int64) if data.student is None else data.student.unreadable_rows(texts.texts)
+    unreadable = _NO_ROWS if data.student is None else data.student.unreadable_rows(texts.texts)
     if len(unreadable):
         notes = [f"{len(unreadable)} training texts have no token that the student knows, and are left out.", *notes]
     if texts.left_out:
@@ -192,11 +193,11 @@ def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -
 
 
 def held_out_rows(
-    texts: TrainingTexts, lists: Lists | None, seed: int, unreadable: np.ndarray | tuple[()] = ()
+    texts: TrainingTexts, lists: Lists | None, seed: int, unreadable: np.ndarray = _NO_ROWS
 ) -> np.ndarray:
     """Rows kept for the monitor: real queries if there are enough, at most one in ten and at most 64."""
     known = np.ones(len(texts), dtype=bool) if lists is None else lists.sizes >= 2
-    known[np.asarray(unreadable, dtype=np.int64)] = False
+    known[unreadable] = False
     real = np.flatnonzero(known & (texts.sources < 0))
     pool = real if len(real) >= 10 else np.flatnonzero(known)
     count = min(_HELD_OUT, len(pool) // 10)

@@ -21,6 +21,7 @@ from retrodistill.data.collection import Collection
 from retrodistill.data.sentences import source_document
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import content_of, parse_model_name
+from retrodistill.encoders.reading import unknown_to
 from retrodistill.objectives.lists import check_trainable, temperature_for
 from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.rankers.ensemble import Ensemble
@@ -315,11 +316,7 @@ def _own_documents(text_ids: Sequence[str], documents: Texts) -> dict[str, str]:
 
 def _unreadable(data: TrainingData) -> list[str]:
     """Ids of the documents that are not blank and that the document encoder cannot read."""
-    if data.space is None:
-        return []
-    documents = data.collection.documents
-    rows = np.setdiff1d(data.space.reader("document").unreadable_rows(documents), documents.blank_rows)
-    return documents.table["id"].take(pa.array(rows)).to_pylist()
+    return [] if data.space is None else unknown_to(data.space, data.collection.documents)
 
 
 def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
@@ -337,8 +334,7 @@ def _mined(stage: StageSettings, data: TrainingData, texts: Texts) -> Run:
         found = data.student.search(collection, texts, depth)
         sources = [found if source == CURRENT_STUDENT else source for source in sources]
     pool = mine(collection, data.teacher_queries(texts), sources, depth, random=random, seed=data.seed)
-    if unreadable := _unreadable(data):  # bm25 and random draws propose them
-        pool = pool.filter(~np.isin(pool.document_ids, np.array(unreadable, dtype=object)))
+    pool = pool.without_documents(_unreadable(data))  # bm25 and random draws propose them
     listed: list[tuple[str, list[str]]] = []
     if stage.reads_labels:
         listed += [(query, sorted(named)) for query, named in labeled(data.qrels()).items() if query in texts]

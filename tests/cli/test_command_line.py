@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from children import Child
+from children import MAIN, Child
 
 from retrodistill import cli
 from retrodistill.core.runtime import set_quiet
@@ -180,8 +180,7 @@ class TestStopping:
     def test_control_c_says_how_to_resume(self, quick, tmp_path):
         slow = quick.read_text().replace("epochs: 1", "epochs: 4000")
         (tmp_path / "slow.yaml").write_text(slow)
-        main = "import sys; from retrodistill.cli import main; main(sys.argv[1:])"
-        process = Child(main, "run", tmp_path / "slow.yaml", "--out", tmp_path / "o", "--json")
+        process = Child(MAIN, "run", tmp_path / "slow.yaml", "--out", tmp_path / "o", "--json")
         deadline = time.monotonic() + 90
         while not list((tmp_path / "o").glob(".training/*")):
             assert time.monotonic() < deadline, "training did not begin"

@@ -127,6 +127,9 @@ class TestSearch:
         index.save(tmp_path / "index")
         loaded = load_index(tmp_path / "index", encoders["dense"])
         assert loaded.changes(mixed) is None
+        with pytest.raises(UserError, match="cannot remove 'strange'"):
+            loaded.remove(["faces", "strange"])
+        assert loaded.left_out == UNREAD.keys()
         loaded.remove(["faces", "nothing"])
         assert (len(loaded), loaded.left_out) == (60, {"greek", "joiner"})
         loaded.add(Texts.from_pairs([("greek", "a star")]))

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from children import Child
+from children import MAIN, Child
 
 from retrodistill.core.errors import UserError
 from retrodistill.recipes import parse_recipe
@@ -43,12 +43,11 @@ def students(tiny_model, tiny_cross_encoder):
 def test_every_kind_trains_and_one_process_writes(content, students, write_recipe, tmp_path):
     content["students"] = students
     content["evaluation"] = {"latency_queries": 0, "examples": 0, "depth": 10, "rerank": 5}
-    main = "import sys; from retrodistill.cli import main; main(sys.argv[1:])"
     command = ["run", write_recipe(content), "--out", tmp_path / "out", "--json"]
     given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
     ranks = [{**given, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
     (status, out, said), other = (
-        process.wait() for process in [Child(main, *command, environment=rank) for rank in ranks]
+        process.wait() for process in [Child(MAIN, *command, environment=rank) for rank in ranks]
     )
     assert (status, *other[:2]) == (0, 0, ""), f"{said[-3000:]}\n{other[2][-3000:]}"
     results = json.loads(out)
