@@ -172,7 +172,7 @@ def in_batch_contrastive(
 objective(
     "contrastive",
     "InfoNCE with the pseudo-query's own document as positive; no teacher (a control)",
-    ("scores", "positives", "mask"),
+    ("scores", "positives", "own_mask"),
     needs_positives=True,
 )(partial(contrastive, student_temperature=1.0))
 objective(

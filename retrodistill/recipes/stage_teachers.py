@@ -123,6 +123,8 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
             inputs |= {f"{what} of stage {number}": made for what, made in teachers.inputs(stage, data).items()}
         if stage.needs_labels:
             inputs["labels"] = data.qrels().fingerprint
+        if stage.reads_labels and stage.is_contrastive:  # before, they were; such students are trained again
+            inputs["other relevant documents"] = "are no negatives"
         by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
         if by_ensemble and not stage.teacher and data.labeler is not None:
             inputs["labeler"] = data.labeler.fingerprint(data.collection)

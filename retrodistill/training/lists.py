@@ -39,6 +39,7 @@ class ListBatch(NamedTuple):
     documents: np.ndarray  # (batch, n) corpus positions of candidates, -1 for padding
     targets: Tensor  # (batch, n + m) float32 teacher scores
     mask: Tensor  # (batch, n + m) bool, true where a document counts
+    own_mask: Tensor  # (batch, n + m) bool, the same without relevant documents that are not the text's own
     positives: Tensor  # (batch,) int64 place of the text's own document in its list, -1 for none
     own: np.ndarray  # (batch,) int64 corpus position of the text's own document, -1 for none
     shared: np.ndarray  # (m,) int64 corpus positions, ascending
@@ -81,6 +82,13 @@ class TrainingLists(ABC):
         """
 
     @abstractmethod
+    def relevant(self, texts: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """(batch, m) bool: documents that are labeled relevant to a text, without the text's own one.
+
+        Takes what `excuses` takes. They are no negatives of a contrastive objective, and a teacher scores them.
+        """
+
+    @abstractmethod
     def teacher_on(self, batch: ListBatch, documents: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """The teacher's scores of a batch's texts with any documents, (m,) corpus positions, -1 for padding.
 
@@ -115,6 +123,7 @@ class Lists(TrainingLists):
     seed: int = 0  # of their draws
     ceiling: np.ndarray | None = None  # (lists,) highest teacher score of a negative that counts; None for no filter
     excused: np.ndarray | None = None  # ascending int64 `_keys` of passages that do not count; None without passages
+    labeled: np.ndarray | None = None  # ascending int64 `_keys` of relevant documents but the own; None without labels
     copies: np.ndarray | None = None  # (corpus,) bool, documents with the text of an earlier one; None for none
     text_codes: np.ndarray | None = None  # (lists,) int64, equal for texts that are equal; None if none are known to be
 
@@ -150,13 +159,11 @@ class Lists(TrainingLists):
 
     def excuses(self, texts: np.ndarray, documents: np.ndarray) -> np.ndarray:
         """See `TrainingLists`."""
-        documents = np.broadcast_to(documents, (len(texts), documents.shape[-1]))
-        if self.excused is None or not len(self.excused):
-            return np.zeros(documents.shape, dtype=bool)
-        keys = _keys(texts[:, None], documents)
-        places = np.minimum(np.searchsorted(self.excused, keys), len(self.excused) - 1)
-        found: np.ndarray = self.excused[places] == keys
-        return found
+        return _among(self.excused, texts, documents)
+
+    def relevant(self, texts: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """See `TrainingLists`."""
+        return _among(self.labeled, texts, documents)
 
     def _counts(self, rows: np.ndarray, documents: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """As `counts`, for lists without excused passages."""
@@ -203,9 +210,11 @@ class Lists(TrainingLists):
             is_shared = (shared[place] == own) & once[np.arange(len(rows)), place]
             places = np.where(is_shared, documents.shape[1] + place, places)
             targets, counts = np.concatenate([targets, known], axis=1), np.concatenate([counts, once], axis=1)
+        relevant = np.concatenate([self.relevant(rows, documents), self.relevant(rows, shared)], axis=1)
         teacher, mask = as_float32(targets, device), torch.from_numpy(counts).to(device)
+        own_mask = torch.from_numpy(counts & ~relevant).to(device)
         own_places = torch.from_numpy(places).to(device)
-        return ListBatch(rows, documents, teacher, mask, own_places, own, shared, self.is_whole)
+        return ListBatch(rows, documents, teacher, mask, own_mask, own_places, own, shared, self.is_whole)
 
     def teacher_on(self, batch: ListBatch, documents: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """See `TrainingLists`."""
@@ -252,6 +261,16 @@ def _not_in(shared: np.ndarray, documents: np.ndarray) -> np.ndarray:
 def _keys(texts: Any, documents: Any) -> Any:
     """A number for each pair of a text's row and a corpus position."""
     return np.asarray(texts, dtype=np.int64) * _WIDTH + documents
+
+
+def _among(keys: np.ndarray | None, texts: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """(batch, m) bool: the pairs of (batch,) texts and documents, (batch, m) or (m,), that are in ascending `_keys`."""
+    documents = np.broadcast_to(documents, (len(texts), documents.shape[-1]))
+    if keys is None or not len(keys):
+        return np.zeros(documents.shape, dtype=bool)
+    wanted = _keys(texts[:, None], documents)
+    found: np.ndarray = keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
+    return found
 
 
 def lists_over_corpus(teacher: CorpusScores, sources: np.ndarray, *, hide_source: bool = True) -> Lists:
@@ -311,17 +330,19 @@ def below_positives(lists: Lists, settings: FilterSettings, teacher: str) -> tup
     )
 
 
-def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrels) -> np.ndarray:
-    """(texts,) int64 corpus position of each text's positive: the best of its labeled documents in the list.
+def with_labels(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrels) -> Lists:
+    """The lists, where the positive of a text is the best of its labeled documents in its list.
 
-    The best has the highest grade, then the highest teacher score. The others stay in the list, so a contrastive
-    objective counts them as negatives. Pseudo-queries keep the document that they were taken from.
+    The best has the highest grade, then the highest teacher score. The others stay in the list, for objectives that
+    read the teacher's scores; contrastive ones do not count them as negatives. Pseudo-queries keep the document that
+    they were taken from.
     """
-    positives = texts.sources.copy()
+    positives, keys = texts.sources.copy(), [np.zeros(0, dtype=np.int64)]
     for text, grades in graded_positions(texts.texts, corpus, labels).items():
         if scores := _labeled_scores(lists, text, grades):
             positives[text] = max(scores, key=lambda at: (grades[at], scores[at], -at))
-    return positives
+        keys.append(_keys(text, np.setdiff1d(list(grades), positives[text])))
+    return replace(lists, positives=positives, labeled=np.unique(np.concatenate(keys)))
 
 
 def without_siblings(

@@ -23,7 +23,7 @@ from retrodistill.training.lists import ListBatch, TrainingLists, as_float32
 from retrodistill.training.scorers import Scorer, TokenBatch
 
 STATE_FILE = "objectives.json"
-_OF_LISTS = {"scores", "targets", "labels", "mask", "positives"}
+_OF_LISTS = {"scores", "targets", "labels", "mask", "own_mask", "positives"}
 _BY_STUDENT_TEMPERATURE = ("scores", "start_scores", "own_scores", "batch_scores")
 _BY_TEACHER_TEMPERATURE = ("targets", "batch_targets")
 _ADVICE = {"t": "the progress of the training; give the trainer an objective_keeper"}
@@ -213,8 +213,8 @@ class DistillationLoss(nn.Module):
         if self._needs("own_scores"):
             own = np.asarray(batch.own, dtype=np.int64)
             shared = own[:, None] == own[None, :]
-            if self._lists is not None:  # passages of one document, which is relevant to both texts
-                shared = shared | self._lists.excuses(batch.texts, own)
+            if self._lists is not None:  # passages of one document, which is relevant to both texts, or labels say so
+                shared = shared | self._lists.excuses(batch.texts, own) | self._lists.relevant(batch.texts, own)
             inputs["own_scores"] = self.scorer.own_documents(encoded, batch)
             if self._lists is not None and self._lists.text_codes is not None:  # one text, taken from two documents
                 codes = self._lists.text_codes[batch.texts]
@@ -322,7 +322,8 @@ def _report(counts: dict[str, int]) -> dict[str, int]:
 
 
 def _from_teacher(batch: ListBatch) -> dict[str, Tensor]:
-    return {"targets": batch.targets, "labels": batch.targets, "mask": batch.mask, "positives": batch.positives}
+    masks = {"mask": batch.mask, "own_mask": batch.own_mask}
+    return {"targets": batch.targets, "labels": batch.targets, **masks, "positives": batch.positives}
 
 
 def _own_places(documents: np.ndarray, own: np.ndarray, mask: Tensor) -> dict[str, Tensor]:

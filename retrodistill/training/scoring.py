@@ -33,9 +33,9 @@ from retrodistill.runs.run import Run, align, look_up
 from retrodistill.training.lists import (
     Lists,
     below_positives,
-    best_labeled,
     lists_from_run,
     lists_over_corpus,
+    with_labels,
     without_siblings,
 )
 from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, is_student
@@ -119,7 +119,7 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
         lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
     lists = _without_own(lists, data.collection, texts.texts)
     if stage.reads_labels:
-        lists = replace(lists, positives=best_labeled(lists, texts, documents, data.qrels()))
+        lists = with_labels(lists, texts, documents, data.qrels())
     if data.collection.parents is not None:
         labels = data.qrels() if stage.reads_labels else None
         lists = without_siblings(lists, texts, documents, data.collection.parents, labels)

@@ -19,7 +19,8 @@ from retrodistill.recipes.students import build_student, train_student
 from retrodistill.runs import Run, read_run
 from retrodistill.students.registry import as_student, kind_of, run_stage
 from retrodistill.training import trainer
-from retrodistill.training.loss import DistillationLoss
+from retrodistill.training.groups import draw_groups
+from retrodistill.training.loss import DistillationLoss, Term
 from retrodistill.training.prepared import prepare, selected, topic_batches, training_rows
 from retrodistill.training.scoring import (
     candidate_pairs,
@@ -29,7 +30,7 @@ from retrodistill.training.scoring import (
     scores_file,
     stage_texts,
 )
-from retrodistill.training.settings import SelectionSettings, StageSettings
+from retrodistill.training.settings import GroupSettings, SelectionSettings, StageSettings
 from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
 
@@ -458,6 +459,30 @@ class TestLabeledPositives:
         rows = training_rows(prepare(one, changed(data, student=standing(data))), one)
         assert (texts.sources[rows] < 0).any()
         assert (texts.sources[rows] >= 0).any()
+
+    @pytest.mark.parametrize("train", ["query_encoder", "both_encoders"])
+    def test_other_relevant_documents_are_no_negatives_of_contrastive_objectives(self, train, data):
+        labels = {data.queries.ids[0]: {"d5": 1, "d6": 2, "d7": 1}, data.queries.ids[1]: {"d6": 1}}
+        data = changed(data, labels=Qrels.from_dict(labels))
+        one = stage(objectives=["kl", "contrastive"], positives="labels", train=train, candidates={"depth": 8})
+        lists = scored_lists(one, data, stage_texts(one, data)).lists
+        if train == "both_encoders":
+            lists = draw_groups(lists, GroupSettings(documents=lists.width, depth=lists.width), seed=0)
+        batch = lists.batch(np.arange(2))
+        corpus, relevant = data.collection.documents, [{"d5", "d7"}, set()]
+        for row in range(2):
+            left_out = batch.documents[row][(batch.mask & ~batch.own_mask)[row].numpy()]
+            listed = {corpus.ids[place] for place in batch.documents[row]}
+            assert {corpus.ids[place] for place in left_out} == relevant[row] & listed
+            assert relevant[row] <= listed  # labeled documents join the candidates
+        d6, d7 = corpus.position("d6"), corpus.position("d7")
+        assert lists.relevant(np.arange(2), np.array([d6, d7])).tolist() == [[False, True], [False, False]]
+
+    def test_contrastive_loss_without_other_relevant_documents(self):
+        scores = torch.tensor([[2.0, 1.0, 0.5]])
+        inputs = {"scores": scores, "positives": torch.tensor([0]), "own_mask": torch.tensor([[True, False, True]])}
+        value = Term("contrastive", student_temperature=1.0).value(inputs)
+        assert value.item() == pytest.approx(np.log(1 + np.exp(0.5 - 2.0)), rel=1e-6)
 
     def test_they_join_the_candidates(self, data):
         one = stage(objectives=["kl", "contrastive"], positives="labels", candidates={"depth": 1, "sources": ["bm25"]})
