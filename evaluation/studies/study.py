@@ -16,6 +16,7 @@ OTHER_SOURCES = {  # of collections that are not in BEIR; None for those that on
     "lisa": None,
     "stdlib": None,  # long-documents/make.py makes it
     "vaswani": "ir_datasets:vaswani",
+    **dict.fromkeys(("nfcorpus_judged", "scifact_judged")),  # judges/make.py makes them
     **dict.fromkeys(("xquad_r_de_en", "xquad_r_es_en", "xquad_r_ru_en")),  # multilingual/make.py makes them
 }
 SECONDS = "seconds.txt"  # in a job's folder: total time of all its runs

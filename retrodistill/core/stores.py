@@ -135,7 +135,9 @@ class PartStore:
     def _read(self, path: Path) -> pa.Table:
         try:
             if self.ending == ".parquet":
-                return pq.read_table(path, page_checksum_verification=True)
+                # a fifth of the cost of `read_table`, which matters for parts with the answer of one request
+                with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                    return file.read()
             with pa.memory_map(str(path)) as source:
                 return pa.ipc.open_file(source).read_all()
         except FileNotFoundError:
