@@ -315,9 +315,9 @@ def best_labeled(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrel
     """(texts,) int64 corpus position of each text's positive: the best of its labeled documents in the list.
 
     The best has the highest grade, then the highest teacher score. The others stay in the list, so a contrastive
-    objective counts them as negatives. Pseudo-queries keep the document that they were taken from.
+    objective counts them as negatives. Pseudo-queries keep the positive that they have.
     """
-    positives = texts.sources.copy()
+    positives = lists.positives.copy()
     for text, grades in graded_positions(texts.texts, corpus, labels).items():
         if scores := _labeled_scores(lists, text, grades):
             positives[text] = max(scores, key=lambda at: (grades[at], scores[at], -at))
