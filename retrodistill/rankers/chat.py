@@ -120,9 +120,9 @@ class AnswerStore(KeyedStore):
         """Positions of the distinct requests without an answer, in order."""
         return self._absent(text_keys(bodies))
 
-    def fill(self, bodies: Sequence[str], computation: Computation) -> None:
-        """Ask what has no answer. Safe to kill and to run concurrently: only requests in flight are lost."""
-        sizes = np.zeros(len(bodies))  # in their order
+    def fill(self, bodies: Sequence[str], computation: Computation, *, longest_first: bool = False) -> None:
+        """Ask what has no answer, in order. Safe to kill and to run concurrently: only requests in flight are lost."""
+        sizes = np.fromiter((len(body) if longest_first else 0 for body in bodies), np.int64, len(bodies))
         self._fill(text_keys(bodies), sizes, bodies.__getitem__, computation, f"asking ({self.name})")
 
     def gather(self, bodies: Sequence[str]) -> Iterator[Any]:
