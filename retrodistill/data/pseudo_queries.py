@@ -22,8 +22,8 @@ from retrodistill.data.sentences import sentences
 from retrodistill.data.tables import read_records
 from retrodistill.data.texts import BATCH, GENERATED, SCHEMA, Texts, duplicates, is_blank, row_batches
 
-# How an id begins. Of the first two, the id of the source document follows and then the place of the text in it; of the
-# last, the id of the source document, a NUL, and the query's own id: no id of users has a NUL.
+# How an id begins. The id of the source document follows; then, of sentences and phrases, a colon and a number, and of
+# generated queries a NUL and the query's own id: no id of users has a NUL.
 _SENTENCE, _PHRASE, _TITLE, _DOCUMENT, _GENERATED = (
     f"{GENERATED}{kind}:" for kind in ("sentence", "phrase", "title", "document", "generated")
 )
@@ -153,7 +153,7 @@ def _positions(collection: Collection, ids: pa.Array) -> np.ndarray:
     """(n,) int64 rows of documents, or of the first passages of documents; -1 for an unknown id."""
     positions = collection.documents.positions(ids.to_pylist())
     if collection.parents is not None:
-        whole = pc.index_in(ids, value_set=pa.array(collection.parents.ids)).fill_null(-1).to_numpy()
+        whole = pc.index_in(ids, value_set=collection.parents.ids).fill_null(-1).to_numpy()
         is_whole = (positions < 0) & (whole >= 0)
         positions[is_whole] = collection.parents.bounds[whole[is_whole]]
     return positions

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.data import Collection, with_passages
-from retrodistill.data.parents import PassageSettings
+from retrodistill.data import Collection, load_collection
 from retrodistill.data.phrases import phrase_places
 from retrodistill.data.pseudo_queries import (
     is_phrase,
@@ -169,10 +168,10 @@ class TestGenerated:
         ]
         assert dict(load_generated(tmp_path / "again.jsonl", collection(PETS))) == dict(found)
 
-    def test_of_a_document_in_passages_it_is_the_first_passage(self, written):
-        corpus = with_passages(collection({"a": "One two three. Four five six."}), PassageSettings(words=3, overlap=0))
-        found = load_generated(written(("1", "x", "a"), ("2", "y", "a#2")), corpus)
-        assert [source_document(id_) for id_ in found.ids] == ["a#1", "a#2"]
+    def test_of_a_document_in_passages_it_is_the_first_passage(self, written, tiny_folder):
+        corpus = load_collection(tiny_folder, passages="3,0")
+        found = load_generated(written(("1", "x", "d7"), ("2", "y", "d7#2"), ("3", "z", "d0")), corpus)
+        assert [source_document(id_) for id_ in found.ids] == ["d7#1", "d7#2", "d0#1"]
 
     @pytest.mark.parametrize(
         ("rows", "message"),
