@@ -64,6 +64,8 @@ def generate(  # noqa: PLR0913, PLR0917 - one option each
         raise UserError("give --model to generate queries, or --from FILE to filter queries; one of them.")
     if given is not None and round_trip is None:
         raise UserError(f"--from {given} filters queries; give --round-trip too, such as bm25.")
+    if given is not None and dry_run:
+        raise UserError("--dry-run is for --model: a filter only searches; leave it out.")
     corpus = load_collection(collection, passages=passages)
     if model is None:
         queries = filter_queries(given or "", corpus, out, round_trip, depth)

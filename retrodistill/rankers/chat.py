@@ -92,7 +92,7 @@ class ChatModel:
 
 
 class Requests(Sequence[str]):
-    """Bodies of requests, made when they are needed: those of a training set take gigabytes."""
+    """Requests, or texts in them, made when they are needed: those of a training set take gigabytes."""
 
     def __init__(self, count: int, make: Callable[[int], str]) -> None:
         self._count, self._make = count, make

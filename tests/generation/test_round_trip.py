@@ -95,6 +95,7 @@ class TestCommand:
             ([], "one of them"),
             (["--model", "llm:x", "--from", "y"], "one of them"),
             (["--from", "y.jsonl"], "--round-trip"),
+            (["--from", "y.jsonl", "--round-trip", "bm25", "--dry-run"], "--dry-run"),
             (["--from", "y.jsonl", "--round-trip", "bm25", "--depth", "61"], "60 documents"),
             (["--from", "y.jsonl", "--round-trip", "llm:http://localhost#m"], "cannot search"),
         ],
