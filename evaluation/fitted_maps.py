@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 from retrodistill.data import load_collection
-from retrodistill.data.sentences import title_texts
+from retrodistill.data.pseudo_queries import title_texts
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder

@@ -15,6 +15,7 @@ from retrodistill.core.settings import validated
 from retrodistill.data import Collection, load_collection
 from retrodistill.data.collection import judgments_of
 from retrodistill.data.leaks import LeakRule, excluded_queries
+from retrodistill.data.pseudo_queries import load_generated
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.contract import STUDENT_MANIFEST
@@ -69,11 +70,13 @@ def distill(
             fits the kind, or a mapping. Ignored if the student has stages.
         document_encoder: The dense model whose document vectors the student's queries search.
         training: How long and how fast to train, as `retrodistill.training.settings.TrainingSettings`; keys missing
-            from a mapping get defaults that suit the kind of student. A mapping may have four more keys:
+            from a mapping get defaults that suit the kind of student. A mapping may have five more keys:
 
             - ``queries``: the split to train on. The default, ``auto``, uses train, or else the queries that are in no
               split. Test queries are always left out. A recorded run only teaches queries that it has rows for.
             - ``bm25``: the setting of BM25, which proposes candidates, e.g. ``german`` or ``auto``; English by default.
+            - ``texts``: the texts to train on, as `retrodistill.training.settings.TextSettings`, such as
+              ``{"phrases": 3, "generated": "generated.jsonl"}``.
             - ``leaks``: what counts as a test query, as in `ExcludedQueries`: ``near`` (the default) or ``exact``.
             - ``train``: ``query_encoder``: documents stay as they are; ``both_encoders``: the student encodes its own
               documents; ``head``: only what follows a transformer learns, from its stored states. The default is
@@ -101,6 +104,9 @@ def distill(
     if warning:
         log(warning)
     check_teacher(teacher, corpus, train, settings.stages)
+    for stage in settings.stages:
+        if stage.texts.generated is not None:
+            load_generated(stage.texts.generated, corpus)  # refuses what is not of these documents
     work = folder.with_name(f".{folder.name}.work")  # of its own, since other students may be training next to it
     space = load_encoder(document_encoder, DENSE).bind(corpus)
     warn_of_length(space, corpus)

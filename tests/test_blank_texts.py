@@ -10,7 +10,7 @@ from retrodistill.candidates import mine
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import set_quiet
 from retrodistill.data import Collection
-from retrodistill.data.sentences import document_texts
+from retrodistill.data.pseudo_queries import document_texts
 from retrodistill.data.texts import Texts, is_blank
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.multi_vector import token_encoder

@@ -12,8 +12,8 @@ import retrodistill
 PACKAGE = Path(retrodistill.__file__).parent
 BASE = ["core"]
 LINE = [
-    "data", "runs", "objectives", "encoders", "rankers", "candidates", "training", "students", "quantizers", "indexes",
-    "exports", "evaluation", "report", "recipes", "api", "cli",
+    "data", "runs", "objectives", "encoders", "rankers", "candidates", "generation", "training", "students",
+    "quantizers", "indexes", "exports", "evaluation", "report", "recipes", "api", "cli",
 ]  # fmt: skip
 TOP = ["__init__", "__main__"]
 

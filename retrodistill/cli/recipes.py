@@ -89,6 +89,7 @@ def methods() -> None:
     from retrodistill.candidates.samplers import SAMPLERS
     from retrodistill.candidates.selection import BUDGETS
     from retrodistill.encoders.names import KINDS
+    from retrodistill.generation.generating import GENERATORS
     from retrodistill.objectives.registry import OBJECTIVES, REGULARIZERS
     from retrodistill.rankers.analyzers import SETTINGS, languages
     from retrodistill.rankers.ensemble import LABELS
@@ -98,6 +99,7 @@ def methods() -> None:
     calibrations = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in CALIBRATIONS.items()}
     for title, table in (
         ("models", KINDS),
+        ("models that generate queries", GENERATORS),
         ("settings of bm25", {**SETTINGS, "languages": ", ".join(languages())}),
         ("objectives", OBJECTIVES),
         ("regularizers of sparse students", REGULARIZERS),

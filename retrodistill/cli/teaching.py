@@ -183,6 +183,8 @@ def distill(  # noqa: PLR0913, PLR0917 - one option each
     train: Annotated[
         str | None, Option(help="query_encoder, both_encoders or head; the default depends on the kind of student.")
     ] = None,
+    phrases: Annotated[int, Option(help="Phrases per document to train on, besides titles and sentences.", min=0)] = 0,
+    generated: Annotated[str | None, Option(help="File of 'retrodistill generate' to train on, too.")] = None,
     seed: Annotated[int, Option(help="Seed of all random draws; the same seed gives the same student.")] = 0,
     passages: PassagesOption = None,
 ) -> None:
@@ -196,7 +198,7 @@ def distill(  # noqa: PLR0913, PLR0917 - one option each
         student=student,
         objective=objective or ["kl"],
         document_encoder=document_encoder,
-        training={} if train is None else {"train": train},
+        training={"texts": {"phrases": phrases, "generated": generated}} | ({} if train is None else {"train": train}),
         out=out,
         seed=seed,
     )

@@ -1,20 +1,12 @@
-"""Pseudo-queries: sentences, titles and whole texts drawn from the documents."""
+"""Sentences of a text, in any script."""
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterator
 
-import numpy as np
-import pyarrow as pa
-
-from retrodistill.core.errors import UserError
-from retrodistill.data.collection import Collection
 from retrodistill.data.languages import has_words
-from retrodistill.data.texts import BATCH, GENERATED, Texts, is_blank
 
-_SENTENCE, _TITLE, _DOCUMENT = (f"{GENERATED}{kind}:" for kind in ("sentence", "title", "document"))
 # Marks of Chinese and Japanese, Arabic and Urdu, Hindi, Armenian, Ethiopic, Burmese, and Khmer. They have no other use.
 _MARKS = "。｡！？؟۔।॥։።፧။។"
 _THAI = r"[\u0e00-\u0eff]"  # and Lao: without marks, and with spaces between clauses
@@ -46,73 +38,6 @@ def sentences(text: str, minimum_words: int = 3) -> list[str]:
     """
     pieces = (piece for paragraph in _PARAGRAPH.split(text) for piece in _pieces(paragraph))
     return [piece for piece in pieces if has_words(piece, minimum_words)]
-
-
-def sample_sentences(collection: Collection, per_document: int, seed: int, rows: np.ndarray | None = None) -> Texts:
-    """Draw sentences of each document as pseudo-queries.
-
-    They come from the bodies, at most `per_document` from each, in document order. Ids are `GENERATED` and
-    ``sentence:<document id>:<place of the sentence in the document>``. The draw depends only on the seed and the
-    document's id, so adding or reordering documents does not affect others. Here and below, ascending `rows` leave
-    other documents out.
-    """
-    if per_document < 1:
-        raise UserError(f"per_document is {per_document}; expected at least 1 sentence per document.")
-
-    def drawn() -> Iterator[tuple[str, str]]:
-        for id_, body in _pairs(collection.bodies, rows):
-            candidates = sentences(body)
-            # A string seed is hashed with SHA-512, so it gives the same draws in every process.
-            chosen = random.Random(f"{seed}:{id_}").sample(range(len(candidates)), min(per_document, len(candidates)))
-            yield from ((f"{_SENTENCE}{id_}:{place}", candidates[place]) for place in sorted(chosen))
-
-    return Texts.from_pairs(drawn())
-
-
-def title_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts:
-    """Each document's title as a pseudo-query, unless title or body is empty.
-
-    Ids are `GENERATED` and ``title:<document id>``. Of a document in passages, it is the title of the first.
-    """
-    if collection.parents is not None:
-        first = collection.parents.bounds[:-1]
-        rows = first if rows is None else np.intersect1d(first, rows)
-    return Texts.from_pairs(
-        (f"{_TITLE}{id_}", title)
-        for (id_, title), (_, body) in zip(
-            _pairs(collection.titles, rows), _pairs(collection.bodies, rows), strict=True
-        )
-        if not is_blank(title) and not is_blank(body)
-    )
-
-
-def document_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts:
-    """Each document's whole text as a pseudo-query, unless it is empty.
-
-    Ids are `GENERATED` and ``document:<document id>``.
-    """
-    pairs = _pairs(collection.documents, rows)
-    return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in pairs if not is_blank(text))
-
-
-def source_document(id_: str) -> str | None:
-    """The document that a pseudo-query was drawn from; None for any other query, whose id is not `GENERATED`."""
-    for whole in (_TITLE, _DOCUMENT):
-        if id_.startswith(whole):
-            return id_.removeprefix(whole)
-    if id_.startswith(_SENTENCE):
-        return id_.removeprefix(_SENTENCE).rpartition(":")[0] or None
-    return None
-
-
-def _pairs(texts: Texts, rows: np.ndarray | None) -> Iterator[tuple[str, str]]:
-    first = 0
-    for batch in texts.table.to_batches(max_chunksize=BATCH):
-        chosen, last = batch, first + batch.num_rows
-        if rows is not None:
-            chosen = batch.take(pa.array(rows[slice(*np.searchsorted(rows, (first, last)))] - first))
-        yield from zip(chosen.column("id").to_pylist(), chosen.column("text").to_pylist(), strict=True)
-        first = last
 
 
 def _pieces(paragraph: str) -> Iterator[str]:

@@ -79,6 +79,18 @@ def load_tokenizer(name: str) -> Tokenizer:
     return _load_from(name, load, "has no fast tokenizer")
 
 
+def load_seq2seq(name: str) -> tuple[Any, Any]:
+    """Load a sequence-to-sequence model (T5, BART...) in float32, and its tokenizer, from a folder or hub name."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    def load(place: str) -> tuple[Any, Any]:
+        model = AutoModelForSeq2SeqLM.from_pretrained(place, dtype=torch.float32)
+        return model.to(device()).eval(), AutoTokenizer.from_pretrained(place)
+
+    return _load_from(name, load, "is not a sequence-to-sequence model")
+
+
 def scores_pairs(name: str) -> bool:
     """Whether a model has a head that scores pairs; for others, sentence-transformers draws one at random."""
     with quiet_libraries(), _offline_unless_reachable():

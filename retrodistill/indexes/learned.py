@@ -41,7 +41,7 @@ class LearnedIndex:
 def texts_to_learn_from(
     collection: Collection, split: str = "auto", texts: TextSettings | None = None, *, seed: int = 0
 ) -> TrainingTexts:
-    """The queries of a split, and titles and sentences as pseudo-queries; none of them is a test query, or nearly."""
+    """The queries of a split, and pseudo-queries, titles and sentences by default; none is a test query, or nearly."""
     texts = texts or TextSettings()
     excluded = excluded_queries(collection)
     queries = training_queries(collection, split, excluded)[0] if texts.queries else Texts.from_pairs([])
@@ -103,7 +103,14 @@ def learn_index(
     query_vectors = embed(query_encoder, texts.texts.texts, "query")
     teach = None if teacher is None else _rescaled(teacher, query_vectors, vectors)
     learned = learn_quantizer(
-        vectors, query_vectors, factory, settings, sources=texts.sources, teacher=teach, names=ids
+        vectors,
+        query_vectors,
+        factory,
+        settings,
+        sources=texts.sources,
+        hidden=texts.hidden,
+        teacher=teach,
+        names=ids,
     )
     index = FaissIndex(learned.index, ids, space, query_encoder, factory, name, documents=encoder)
     start = FaissIndex(learned.start, ids, space, query_encoder, factory, "opq", documents=encoder)

@@ -209,9 +209,10 @@ class Learner:
         return np.unique(np.concatenate([self.near[rows].ravel(), random]))
 
     def _targets(self, rows: np.ndarray, columns: Rows) -> tuple[Tensor, Tensor]:
-        """(batch, n) teacher scores, and a mask that hides each pseudo-query's own document."""
+        """(batch, n) teacher scores, and a mask that hides the document that a query is not trained on."""
         scores = self.targets.scores(rows, columns)
-        mask = np.arange(len(self.quantizer.codes))[columns] != self.targets.sources[rows][:, None]
+        hidden = self.targets.sources if self.targets.hidden is None else self.targets.hidden
+        mask = np.arange(len(self.quantizer.codes))[columns] != hidden[rows][:, None]
         return torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float32)), torch.from_numpy(mask)
 
     def _mapped(self, rows: np.ndarray) -> Tensor:

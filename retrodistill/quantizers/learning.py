@@ -92,6 +92,7 @@ class Targets:
     documents: Vectors  # (n, d) float32; an array up to `MOST_HELD` of them
     sources: np.ndarray  # (q,) int64, the document that a pseudo-query was taken from; -1 for real queries
     teacher: Teacher | None = None  # inner products without one
+    hidden: np.ndarray | None = None  # (q,) int64, the document that a query is not trained on; by default its source
 
     @property
     def parts(self) -> list[slice]:
@@ -100,12 +101,12 @@ class Targets:
         return [slice(first, None, count) for first in range(count)]
 
     def within(self, part: slice) -> Targets:
-        """The targets among a part of the documents, by their places in it; `sources` are not among them."""
+        """The targets among a part of the documents, by their places in it, but for `sources` and `hidden`."""
         if part.step == 1:
             return self
         rows, teacher = np.arange(self.documents.shape[0])[part], self.teacher
         in_part = None if teacher is None else lambda queries, places: teacher(queries, rows[places])
-        return Targets(self.queries, read_vectors(self.documents, part), self.sources, in_part)
+        return Targets(self.queries, read_vectors(self.documents, part), self.sources, in_part, self.hidden)
 
     @cached_property
     def _products(self) -> np.ndarray | None:
@@ -150,6 +151,7 @@ def learn_quantizer(
     settings: QuantizerSettings | None = None,
     *,
     sources: np.ndarray | None = None,
+    hidden: np.ndarray | None = None,
     teacher: Teacher | None = None,
     names: Sequence[str] | None = None,
 ) -> Learned:
@@ -163,8 +165,9 @@ def learn_quantizer(
         target: Bytes per document, a factory string (``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16x4``, ``PQ8``), or a filled
             FAISS index of that kind to start from.
         settings: How to learn.
-        sources: (q,) the document that a pseudo-query was taken from, -1 for real queries. A pseudo-query is not
-            trained on its own document, since it would learn to find nothing else.
+        sources: (q,) the document that a pseudo-query was taken from, -1 for real queries.
+        hidden: (q,) the document that a query is not trained on, -1 for none. By default the sources, since a
+            pseudo-query would learn to find nothing else.
         teacher: Scores to learn from; exact inner products by default.
         names: (n,) document ids, for messages.
 
@@ -175,7 +178,8 @@ def learn_quantizer(
         UserError: Too few or bad vectors, no queries or queries of another dimension, or a target that does not fit.
     """
     settings = settings or QuantizerSettings()
-    targets = Targets(*_checked(documents, queries, sources, names), teacher)
+    queries, documents, sources = _checked(documents, queries, sources, names)
+    targets = Targets(queries, documents, sources, teacher, hidden)
     started = time.perf_counter()
     factory, start = _start(target, targets.documents, settings, names)
     start_seconds = time.perf_counter() - started

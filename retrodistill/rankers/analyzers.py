@@ -40,6 +40,8 @@ _CODES = {  # of ISO 639 as py3langid gives them, dialects too, and what Snowbal
 # Spanish and German documents .03.
 _ENGLISH_SHARE = 0.08
 _MOST = 0.5  # share of the sampled documents that a language must exceed
+_SOME = 0.1  # share of the sampled documents from which the stop words of their language count, in `stopwords_of`
+_WITHOUT_STEMMER = {"ko": "korean", "zh": "chinese"}  # languages that bm25s has stop words for
 _MIXED = "no language has most of the sampled documents"
 
 
@@ -108,11 +110,10 @@ class WordAnalyzer:
     def __init__(self, language: str | None = None) -> None:
         import Stemmer
 
-        stopwords = load_bm25s().stopwords
-        listed = {"english": "EN"}.get(language or "", (language or "").upper())
         self.language = language
         self._stem = Stemmer.Stemmer(language).stemWord if language else None
-        self._stopwords = {self._normalized(word) for word in getattr(stopwords, f"STOPWORDS_{listed}", ())}
+        listed = _listed("EN" if language == "english" else language or "")
+        self._stopwords = {self._normalized(word) for word in listed}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -230,6 +231,23 @@ def _not_english(documents: Texts) -> str | None:
     if why == _MIXED or setting == "english":
         return None
     return f"bm25 is for English, and {why}; use bm25:{setting}, in recipes the key bm25: {setting}."
+
+
+def stopwords_of(documents: Texts) -> frozenset[str]:
+    """Stop words, case-folded, of the languages that at least a tenth of the documents in a sample are in.
+
+    The lists are those of bm25s, of English the longer one. It has none for some languages.
+    """
+    counts = languages_of(documents)
+    codes = [code for code, count in counts.items() if count >= _SOME * counts.total()]
+    names = {_CODES.get(code, _WITHOUT_STEMMER.get(code, "")) for code in codes}
+    lists = (_listed("EN_PLUS" if name == "english" else name) for name in names)
+    return frozenset(word.casefold() for words in lists for word in words)
+
+
+def _listed(name: str) -> tuple[str, ...]:
+    """A list of stop words of bm25s, by the name of its language there; empty if it has none."""
+    return tuple(getattr(load_bm25s().stopwords, f"STOPWORDS_{name.upper()}", ()))
 
 
 def _setting_of_most(counts: Counter[str]) -> tuple[str, str]:

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import jmespath
 import numpy as np
-import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from retrodistill.core.engines import Computation
-from retrodistill.core.files import cache_folder, digest
-from retrodistill.core.http import ApiSettings, Client, UnreadableError, filled, read_api, tokens_of
-from retrodistill.core.manifest import Manifest
-from retrodistill.core.spending import current_spending
-from retrodistill.core.stores import slug, text_keys
+from retrodistill.core.files import digest
+from retrodistill.core.http import ApiSettings, UnreadableError, filled, read_api
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.embeddings import KeyedStore
 from retrodistill.encoders.names import ModelName
+from retrodistill.rankers.chat import ChatModel, Requests, chat_request, chat_text
 from retrodistill.rankers.cross_encoder import with_known_scores
 from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.runs.run import Run
 
-_ANSWER = "choices[0].message.content || message.content"
 _LOGPROBS = "choices[0].logprobs.content[0].top_logprobs[*].[token, logprob]"
 _GRADE_TOKENS, _TOKENS_PER_PLACE = 16, 6  # of an answer: a grade, and one document of a ranking
 _PROMPTS = {
@@ -121,15 +113,8 @@ class LlmApi(ApiSettings):
     def request(self, **values: Any) -> str:
         """The body of a request for one prompt, as JSON."""
         prompt = filled(self.template, {"best": self.best, **values})
-        body = self.body or {
-            "model": "{model}",
-            "messages": [{"role": "user", "content": "{prompt}"}],
-            "temperature": 0,
-            "max_tokens": "{tokens}",
-            **({"logprobs": True, "top_logprobs": 20} if self.logprobs else {}),
-        }
-        placeholders = {"model": self.model, "prompt": prompt, "tokens": self.answer_tokens}
-        return _json({**filled(body, placeholders), **self.extra})
+        more = {"logprobs": True, "top_logprobs": 20} if self.logprobs else {}
+        return chat_request(self, prompt, self.answer_tokens, temperature=0, **more)
 
 
 class LlmRanker(Ranker):
@@ -144,7 +129,8 @@ class LlmRanker(Ranker):
     can_score_pairs = True
 
     def __init__(self, settings: LlmApi, name: str, root: Path | None = None) -> None:
-        self.settings, self.name, self.root = settings, name, root
+        self.settings, self.name = settings, name
+        self._chat = ChatModel(name, settings, root)
 
     @classmethod
     def of_name(cls, name: ModelName, store: Path | None) -> LlmRanker:
@@ -172,22 +158,14 @@ class LlmRanker(Ranker):
             per_window = len(asked) // max(1, len(windows))  # requests
             times = np.repeat([len(own) for _, own in windows], per_window)
             items = np.repeat([len(texts.orders[query]) for query, _ in windows], per_window) / max(1, per_window)
-        left = self._store.missing(asked)
-        requests = int(times[left].sum())
-        sent = tokens_of(sum(int(times[row]) * len(asked[row].encode()) for row in left.tolist()))
-        bill = settings.bill(requests, sent, requests * settings.answer_tokens)
+        left = self._chat.store.missing(asked)
+        bill = self._chat.bill(asked, left, settings.answer_tokens, times)
         return Work(round(items[left].sum()), "pairs", bill.seconds, bill)
 
     @property
     def queries_by(self) -> str:
         """Its own name: it reads queries and documents together."""
         return self.name
-
-    @cached_property
-    def _store(self) -> AnswerStore:
-        # one store for all judges of a model: a request says everything
-        owner = Manifest("language model", {"url": self.settings.url, "model": self.settings.model})
-        return AnswerStore(self.name, owner, self.root)
 
     def _grades(self, texts: _Listed) -> np.ndarray:
         """(pairs,) grades, NaN where there is none."""
@@ -212,25 +190,15 @@ class LlmRanker(Ranker):
 
     def _reordered(self, rows: np.ndarray, answers: Sequence[Any]) -> np.ndarray:
         if self.settings.judge == "listwise":
-            return rows[_permutation(_text(answers[0], self.settings), len(rows))]
+            return rows[_permutation(chat_text(answers[0], self.settings), len(rows))]
         # both orders have to agree, since a model prefers a place
-        swaps = [_choice(_text(answer, self.settings)) for answer in answers] == ["B", "A"]
+        swaps = [_choice(chat_text(answer, self.settings)) for answer in answers] == ["B", "A"]
         return rows[::-1] if swaps else rows
 
     def _answers(self, requests: Sequence[str]) -> Iterator[Any]:
-        """The answer to each request, from the store or the API; None for one that cannot be read."""
-        if len(self._store.missing(requests)):
-            client, settings = Client(self.name, self.settings, current_spending()), self.settings
-
-            def read(answer: Any) -> Any:
-                _check(answer, settings)
-                return answer
-
-            def ask(part: Sequence[str]) -> list[Any]:
-                return [client.ask(json.loads(body), read, settings.answer_tokens) for body in part]
-
-            self._store.fill(requests, Computation(ask, part=1, threads=settings.concurrency))
-        return self._store.gather(requests)
+        """The answer to each request; None for one that cannot be read."""
+        settings = self.settings
+        return self._chat.answers(requests, lambda answer: _check(answer, settings), settings.answer_tokens)
 
 
 @dataclass
@@ -250,16 +218,16 @@ class _Listed:
         self.orders = [order[:depth] for order in ordered]  # rows of pairs, the best first
         self.windows = [self.settings.windows(len(order)) for order in self.orders]
 
-    def grades(self) -> _Requests:
+    def grades(self) -> Requests:
         """The request for the grade of each pair."""
-        return _Requests(len(self.pairs), self._graded)
+        return Requests(len(self.pairs), self._graded)
 
-    def rankings(self, places: Sequence[tuple[int, slice]]) -> _Requests:
+    def rankings(self, places: Sequence[tuple[int, slice]]) -> Requests:
         """The requests for the order of parts of queries' lists: one for each, or two for a pair in both orders."""
         orders = {place: self.orders[query][where] for place, (query, where) in enumerate(places)}
         if self.settings.judge == "listwise":
-            return _Requests(len(places), lambda place: self._ranked(places[place][0], orders[place]))
-        return _Requests(2 * len(places), lambda row: self._compared(places[row // 2][0], orders[row // 2], row % 2))
+            return Requests(len(places), lambda place: self._ranked(places[place][0], orders[place]))
+        return Requests(2 * len(places), lambda row: self._compared(places[row // 2][0], orders[row // 2], row % 2))
 
     def _graded(self, row: int) -> str:
         query = self._query[self.pairs.query_codes[row]]
@@ -286,78 +254,21 @@ class _Listed:
         return self.settings.shortened(self.documents.column[int(self._columns[row])])
 
 
-class _Requests(Sequence[str]):
-    """Bodies of requests, made when they are needed: those of a training set take gigabytes."""
-
-    def __init__(self, count: int, make: Callable[[int], str]) -> None:
-        self._count, self._make = count, make
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, row: Any) -> Any:
-        if not 0 <= row < self._count:
-            raise IndexError(row)
-        return self._make(int(row))
-
-
-class AnswerStore(KeyedStore):
-    """Answers of a language model as JSON, by the JSON of their requests."""
-
-    unit = "requests"
-
-    def __init__(self, name: str, owner: Manifest, root: Path | None = None) -> None:
-        folder = root / slug(name) if root else cache_folder() / "answers" / f"{slug(name)}-{owner.fingerprint}"
-        self.name = name
-        super().__init__(folder, owner, ".parquet")
-
-    def missing(self, bodies: Sequence[str]) -> np.ndarray:
-        """Positions of the distinct requests without an answer, in order."""
-        return self._absent(text_keys(bodies))
-
-    def fill(self, bodies: Sequence[str], computation: Computation) -> None:
-        """Ask what has no answer. Safe to kill and to run concurrently: only requests in flight are lost."""
-        sizes = np.zeros(len(bodies))  # in their order
-        self._fill(text_keys(bodies), sizes, bodies.__getitem__, computation, f"asking ({self.name})")
-
-    def gather(self, bodies: Sequence[str]) -> Iterator[Any]:
-        """The answer to each request; None for one that could not be read."""
-        rows = self._index.find(text_keys(bodies))
-        return (None if row < 0 else json.loads(self._answers[int(row)].as_py()) for row in rows)
-
-    def _part(self, items: Sequence[str], results: Sequence[Any]) -> pa.Table:
-        known = [(body, _json(answer)) for body, answer in zip(items, results, strict=True) if answer is not None]
-        keys = text_keys([body for body, _ in known])
-        return pa.table({"key": pa.array(keys), "answer": pa.array([answer for _, answer in known], pa.large_string())})
-
-    def _read(self, tables: list[pa.Table]) -> np.ndarray:
-        table = pa.concat_tables([self._part([], []), *tables])
-        self._answers = table["answer"]
-        return table["key"].to_numpy()
-
-
 def _check(answer: Any, settings: LlmApi) -> None:
     """Raise `UnreadableError` for an answer without a judgment."""
     if settings.judge == "pointwise":
         _grade(answer, settings)
     elif settings.judge == "pairwise":
-        _choice(_text(answer, settings))
-    elif not _numbers(_text(answer, settings)):
-        raise UnreadableError(f"no ranking in {_text(answer, settings)[:80]!r}")
-
-
-def _text(answer: Any, settings: LlmApi) -> str:
-    text = jmespath.search(settings.answer or _ANSWER, answer)
-    if not isinstance(text, str):
-        raise UnreadableError(f"no text but {type(text).__name__}")
-    return re.sub(r"(?s).*</think>", "", text)  # what reasoning models say first
+        _choice(chat_text(answer, settings))
+    elif not _numbers(chat_text(answer, settings)):
+        raise UnreadableError(f"no ranking in {chat_text(answer, settings)[:80]!r}")
 
 
 def _grade(answer: Any, settings: LlmApi) -> float:
     """The one grade that an answer names, or the mean of the grades by the probabilities of their tokens."""
     if settings.logprobs:
         return _mean_grade(jmespath.search(_LOGPROBS, answer) or [], settings.best)
-    text = _text(answer, settings)
+    text = chat_text(answer, settings)
     numbers = [float(number) for number in re.findall(r"(?<![\d.])\d+(?:\.\d+)?", text)]
     fitting = {number for number in numbers if number <= settings.best}
     if len(fitting) != 1:
@@ -391,7 +302,3 @@ def _permutation(text: str, count: int) -> list[int]:
     """Places in the answer's order, from 0: each once, those that it leaves out last, in their order (RankGPT)."""
     named = [number - 1 for number in dict.fromkeys(_numbers(text)) if 1 <= number <= count]
     return [*named, *(place for place in range(count) if place not in named)]
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -24,7 +24,7 @@ from retrodistill.data.conversations import (
 )
 from retrodistill.data.leaks import ExcludedQueries, without_leaks
 from retrodistill.data.parallel import Parallel, load_parallel
-from retrodistill.data.sentences import document_texts, sample_sentences, title_texts
+from retrodistill.data.pseudo_queries import document_texts, load_generated, sample_sentences, title_texts
 from retrodistill.data.texts import GENERATED
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
@@ -305,6 +305,9 @@ def _stages(recipe: Recipe) -> list[StageSettings]:
 def _check(job: Job) -> None:
     """Checks of everything that would otherwise fail after long work."""
     _check_index(job.recipe, job.collection, job.space)
+    settings = [*(stage.texts for stage in _stages(job.recipe)), job.recipe.index.texts]
+    for generated in dict.fromkeys(each.generated for each in settings if each.generated is not None):
+        load_generated(generated, job.collection)  # refuses what is not of these documents
     for stage in _stages(job.recipe):
         if stage.needs_labels:
             job.training_data.qrels()

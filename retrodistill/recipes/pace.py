@@ -27,7 +27,7 @@ from retrodistill.recipes.stage_teachers import space_of
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.students.registry import run_stage
 from retrodistill.training.scoring import WHOLE, candidate_sources, scored_lists, stage_texts
-from retrodistill.training.settings import CURRENT_STUDENT, StageSettings
+from retrodistill.training.settings import CURRENT_STUDENT, StageSettings, TextSettings
 from retrodistill.training.texts import TrainingTexts
 from retrodistill.training.trainer import History, Pace
 from retrodistill.training.training_data import TrainingData
@@ -126,7 +126,7 @@ def _small(stage: StageSettings, data: TrainingData, folder: Path) -> tuple[Stag
         "batches": "shuffled",
         "topics": None,
         "training": stage.training.model_copy(update={"max_steps": _STEPS, "epochs": 1e6}),
-        "texts": stage.texts.model_copy(update={"limit": texts}),
+        "texts": _texts_of_any(stage.texts).model_copy(update={"limit": texts}),
     }
     teacher = data.teacher
     if stage.needs_lists and not stage.any_document and not stage.needs("teacher_tokens"):
@@ -168,6 +168,13 @@ def repeated(collection: Collection, size: int) -> Collection:
 
     documents, titles, bodies = map(texts, (collection.documents, collection.titles, collection.bodies))
     return Collection(collection.name, documents, titles=titles, bodies=bodies, queries=Texts.from_pairs([]), qrels={})
+
+
+def _texts_of_any(texts: TextSettings) -> TextSettings:
+    """Texts with sentences in place of generated queries, whose documents are not those of another collection."""
+    if texts.generated is None:
+        return texts
+    return texts.model_copy(update={"generated": None, "sentences": max(1, texts.sentences)})
 
 
 def _seconds_of_lists(stage: StageSettings, data: TrainingData) -> float:

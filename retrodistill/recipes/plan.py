@@ -23,6 +23,7 @@ from retrodistill.core.files import throw_away_cache
 from retrodistill.core.runtime import muted
 from retrodistill.core.spending import Bill
 from retrodistill.core.stores import text_keys
+from retrodistill.data.pseudo_queries import load_generated
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role, encode_with, tokens_per_pass
@@ -262,8 +263,9 @@ class _Planner:
 
     def _most_texts(self, settings: TextSettings, queries: Texts) -> int:
         """A bound of the number of training texts."""
-        per_document = settings.titles + settings.sentences + settings.documents
-        count = len(queries) * settings.queries + per_document * self.documents
+        count = len(queries) * settings.queries + settings.per_document * self.documents
+        if settings.generated is not None:
+            count += len(load_generated(settings.generated, self.job.collection))
         return count if settings.limit is None else min(count, settings.limit)
 
     def _learning(self, settings: TextSettings) -> Iterator[Step]:

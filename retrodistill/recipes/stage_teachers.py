@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import content_digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.names import content_of
@@ -135,6 +136,9 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
     # A key that students made before it do not have, so that they stay valid.
     unset = {number: {"start"} for number, stage in enumerate(settings.stages) if stage.start is None}
     kept = settings.model_dump(mode="json", exclude={"control": True, "stages": unset})
+    for number, stage in enumerate(settings.stages):
+        if stage.texts.generated is not None:  # its content counts, wherever it is
+            kept["stages"][number]["texts"]["generated"] = content_digest(stage.texts.generated)
     if settings.head is None and (settings.kind.can_search or "head" not in settings.kind.options):
         kept["head"] = "splade"  # as every kind had it before re-rankers could choose
     return Manifest("student", inputs, {**kept, "seed": data.seed})

@@ -232,11 +232,11 @@ class StudentSettings(Settings):
             raise ValueError(f"matryoshka truncates one vector per text, which a {kind.name} student does not have")
         if (stage.exit_kl is not None or stage.exit_weights) and not self.exits:
             raise ValueError("exit_kl and exit_weights need a student with exits; set e.g. exits: [2, 4]")
-        has_sources = stage.positives != "source_document" or stage.texts.titles or stage.texts.sentences
+        has_sources = stage.positives != "source_document" or stage.texts.has_sources
         if self.control == "contrastive" and stage.needs_lists and not has_sources:
             raise ValueError(
-                "control: contrastive learns from pseudo-queries and their source documents; set texts.titles or "
-                "texts.sentences, or control: contrastive-labels, or untrained"
+                "control: contrastive learns from pseudo-queries and their source documents; set texts.titles, "
+                "texts.sentences, texts.phrases or texts.generated, or control: contrastive-labels, or untrained"
             )
         if self.control == "fitted" and "initialize" not in kind.options:
             raise ValueError(f"control: fitted is for static and dense students; this one is {kind.name}")
@@ -404,7 +404,8 @@ def complete_student(
     """Settings of a student from its model name or partial settings, filled in with the defaults of its kind.
 
     A mapping is of `StudentSettings` without ``control``. Without stages, it gets one with these objectives, where a
-    bare name gets the temperature that suits the kind, and this training, with ``train`` for the part to train.
+    bare name gets the temperature that suits the kind, and this training, with ``train`` for the part to train and
+    ``texts`` for the texts.
 
     Raises:
         UserError: No model is named, or the settings contradict each other.
@@ -440,7 +441,7 @@ def _given_stages(stages: Any, training: Mapping[str, Any]) -> list[Any]:
 
 def _default_stage(defaults: StageDefaults, objectives: Sequence[Any], training: Mapping[str, Any]) -> dict[str, Any]:
     given = dict(training)
-    part = given.pop("train", None) or defaults.train
+    part, texts = given.pop("train", None) or defaults.train, given.pop("texts", {})
     if defaults.temperature is not None:
         objectives = [
             {"name": term, "student_temperature": defaults.temperature} if isinstance(term, str) else term
@@ -451,6 +452,7 @@ def _default_stage(defaults: StageDefaults, objectives: Sequence[Any], training:
     return {
         "objectives": list(objectives),
         "train": part,
+        "texts": texts,
         "training": {**chosen, **given},
         "regularizers": defaults.regularizers,
     }

@@ -14,7 +14,7 @@ from sentence_transformers.util import batch_to_device
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import bar, main_first
-from retrodistill.data.sentences import title_texts
+from retrodistill.data.pseudo_queries import title_texts
 from retrodistill.data.texts import spread
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed

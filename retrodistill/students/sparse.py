@@ -12,7 +12,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.sentences import sample_sentences, title_texts
+from retrodistill.data.pseudo_queries import sample_sentences, title_texts
 from retrodistill.data.texts import Texts, spread
 from retrodistill.encoders.any_encoder import SPARSE, load_encoder
 from retrodistill.encoders.contract import Role

@@ -334,10 +334,10 @@ def with_labels(lists: Lists, texts: TrainingTexts, corpus: Texts, labels: Qrels
     """The lists, where the positive of a text is the best of its labeled documents in its list.
 
     The best has the highest grade, then the highest teacher score. The others stay in the list, for objectives that
-    read the teacher's scores; contrastive ones do not count them as negatives. Pseudo-queries keep the document that
-    they were taken from.
+    read the teacher's scores; contrastive ones do not count them as negatives. Pseudo-queries keep the positive that
+    they have.
     """
-    positives, keys = texts.sources.copy(), [np.zeros(0, dtype=np.int64)]
+    positives, keys = lists.positives.copy(), [np.zeros(0, dtype=np.int64)]
     for text, grades in graded_positions(texts.texts, corpus, labels).items():
         if scores := _labeled_scores(lists, text, grades):
             positives[text] = max(scores, key=lambda at: (grades[at], scores[at], -at))

@@ -18,7 +18,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest, read_json, write_json
 from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
-from retrodistill.data.sentences import source_document
+from retrodistill.data.pseudo_queries import is_phrase, source_document
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import content_of, parse_model_name
 from retrodistill.encoders.reading import unknown_to
@@ -84,6 +84,9 @@ def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
 def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts) -> ScoredLists:
     """Candidates with teacher scores, and the measured spread of the scores."""
     hide, documents = not stage.needs_own_document, data.collection.documents
+    # A phrase's source is a positive like that of another pseudo-query where the stage needs one. Elsewhere it is a
+    # candidate like any other, and no measure for false negatives: others may be as relevant.
+    sources = texts.hidden if hide else texts.sources
     run: Run | None = None
     notes: list[str] = []
     free = 0
@@ -95,12 +98,12 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
         if spread == 0:
             raise UserError(f"teacher {data.teacher.name} scores all documents equal; there is nothing to learn.")
         if stage.candidates.depth == "all":
-            lists = lists_over_corpus(teacher, texts.sources, hide_source=hide)
+            lists = lists_over_corpus(teacher, sources, hide_source=hide)
             lists = replace(lists, copies=documents.copies, text_codes=texts.texts.originals)
         else:
             run, notes = scored_candidates(stage, data, texts.texts, teacher)
             free = len(run) - len(scored_by_teacher(run))
-            lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
+            lists = lists_from_run(run, texts.texts, documents, sources, hide_source=hide)
             shared = 0 if stage.draws_groups else min(stage.candidates.shared, len(documents))
             lists = replace(lists, teacher=teacher, shared=shared, seed=data.seed)
     else:
@@ -116,7 +119,7 @@ def scored_lists(stage: StageSettings, data: TrainingData, texts: TrainingTexts)
             drawn = random_documents(run.query_ids, documents.ids, stage.candidates.random, data.seed)
             run = _with_lowest(run, distinct_documents(drawn, documents))
         free = len(run) - labeled
-        lists = lists_from_run(run, texts.texts, documents, texts.sources, hide_source=hide)
+        lists = lists_from_run(run, texts.texts, documents, sources, hide_source=hide)
     lists = _without_own(lists, data.collection, texts.texts)
     if stage.reads_labels:
         lists = with_labels(lists, texts, documents, data.qrels())
@@ -283,7 +286,8 @@ def _within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool:
     if bought is not None:  # earlier stages may have had other sources
         pool = union([pool, bought], pool.name, weights=[1.0, 0.0])
     if not stage.needs_own_document:
-        pool = pool.without(_own_documents(pool.query_ids, data.collection.documents))
+        hidden = texts.without(np.flatnonzero(is_phrase(texts)))
+        pool = pool.without(_own_documents(hidden.ids, data.collection.documents))
     if settings.by_student:
         if data.student is None:
             raise UserError("pairs that the current student chooses are known when its stage begins, not before.")

@@ -196,21 +196,38 @@ class TextSettings(Settings):
     """The title of each document."""
     sentences: int = Field(default=3, ge=0)
     """Sentences per document."""
+    phrases: int = Field(default=0, ge=0, exclude_if=lambda given: not given)
+    """Phrases of one to three words per document, which are as short as many logged queries. Their source documents are
+    not masked: other documents hold them, too."""
     documents: bool = False
     """The whole text of each document. Where the document encoder is a file of vectors, only these have a vector."""
+    generated: str | None = Field(default=None, exclude_if=lambda given: given is None)
+    """A file of queries that a model wrote for documents, as `retrodistill generate` writes it: JSONL with `_id`,
+    `text`, and `document_id`."""
     limit: int | None = Field(default=100_000, ge=1)
     """Most training texts, repeated queries aside; null for no limit. Queries come first, up to half of the limit if
-    pseudo-queries are wanted too, then the titles and sentences of documents that are drawn evenly."""
+    pseudo-queries are wanted too; then generated queries, up to half of what is left; then the titles, sentences, and
+    phrases of documents. All are drawn evenly."""
 
     @property
     def of_documents(self) -> dict[str, Any]:
-        """Which texts of documents are wanted, and the limit, as `training_texts` takes them."""
-        return self.model_dump(include={"titles", "sentences", "documents", "limit"})
+        """Which pseudo-queries are wanted, and the limit, as `training_texts` takes them."""
+        return self.model_dump(include={"titles", "sentences", "phrases", "documents", "generated", "limit"})
+
+    @property
+    def per_document(self) -> int:
+        """Most texts of a document that are drawn from it."""
+        return self.titles + self.sentences + self.phrases + self.documents
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether it has pseudo-queries that are not their whole source document."""
+        return self.per_document > self.documents or self.generated is not None
 
     @property
     def has_pseudo_queries(self) -> bool:
-        """Whether it trains on texts of documents, so that a collection needs no training queries."""
-        return self.titles or self.sentences > 0 or self.documents
+        """Whether it trains on pseudo-queries, so that a collection needs no training queries."""
+        return self.per_document > 0 or self.generated is not None
 
 
 class ObjectiveSettings(Settings):

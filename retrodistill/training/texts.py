@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,17 @@ import numpy as np
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
 from retrodistill.data.leaks import ExcludedQueries, leak_warning, without_leaks
-from retrodistill.data.sentences import document_texts, sample_sentences, source_document, title_texts
+from retrodistill.data.pseudo_queries import (
+    document_texts,
+    is_phrase,
+    load_generated,
+    sample_phrases,
+    sample_sentences,
+    source_document,
+    title_texts,
+)
 from retrodistill.data.texts import Texts
+from retrodistill.rankers.analyzers import stopwords_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,15 @@ class TrainingTexts:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def hidden(self) -> np.ndarray:
+        """(n,) int64 corpus position of the document that a text is not trained on; -1 for none.
+
+        It is the source of a pseudo-query, which lexical teachers trivially rank first. That of a phrase is not hidden:
+        other documents hold the phrase as well, and the documents that a short query wants do contain its words.
+        """
+        return np.where(is_phrase(self.texts), -1, self.sources)
+
 
 def training_queries(collection: Collection, split: str, excluded: ExcludedQueries | None) -> tuple[Texts, str | None]:
     """The queries of a split that may be trained on, and a line about the others, or None.
@@ -36,13 +55,15 @@ def training_queries(collection: Collection, split: str, excluded: ExcludedQueri
     return queries, leak_warning(leaks)
 
 
-def training_texts(
+def training_texts(  # noqa: PLR0913 - one option each
     collection: Collection,
     queries: Texts,
     *,
     titles: bool = True,
     sentences: int = 3,
+    phrases: int = 0,
     documents: bool = False,
+    generated: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     excluded: ExcludedQueries | None = None,
@@ -54,21 +75,27 @@ def training_texts(
         queries: Real queries, possibly none.
         titles: Take every document's title.
         sentences: Number of sentences per document, drawn without replacement by the seed.
+        phrases: Number of phrases per document, drawn by the seed (see `sample_phrases`).
         documents: Take every document's whole text.
-        limit: Most texts: queries, up to half of it if documents have texts too, then texts of documents that are
-            drawn evenly. None for all.
+        generated: A file of queries that were generated for documents (see `load_generated`).
+        limit: Most texts: queries, up to half of it if there are pseudo-queries too; then generated queries, up to half
+            of what is left if documents have other texts too; then texts of documents. All are drawn evenly. None for
+            all.
         seed: Of the draws.
         excluded: Test queries; a text of a document that is one, or nearly, is left out.
 
     Raises:
-        UserError: Nothing is left to train on.
+        UserError: Nothing is left to train on, or the generated queries are not of these documents.
     """
-    queries, rows = _within(limit, collection, queries, titles + sentences + documents, seed)
-    pseudo = Texts.from_pairs([])
+    written = Texts.from_pairs([]) if generated is None else load_generated(generated, collection)
+    per_document = titles + sentences + phrases + documents
+    queries, pseudo, rows = _within(limit, len(collection.documents), queries, written, per_document, seed)
     if titles:
         pseudo = pseudo + title_texts(collection, rows)
     if sentences:
         pseudo = pseudo + sample_sentences(collection, sentences, seed, rows)
+    if phrases:
+        pseudo = pseudo + sample_phrases(collection, phrases, seed, rows, stopwords_of(collection.documents))
     if documents:
         pseudo = pseudo + document_texts(collection, rows)
     pseudo, leaks = without_leaks(pseudo, excluded)
@@ -76,7 +103,7 @@ def training_texts(
     if not len(texts):
         raise UserError(
             f"collection {collection.name}: no query and no text of documents to train on; give a split with queries, "
-            "or set texts.titles, texts.sentences or texts.documents."
+            "or set texts.titles, texts.sentences, texts.phrases, texts.documents or texts.generated."
         )
     sources = [source_document(text_id) for text_id in texts.ids[len(queries) :]]
     positions = collection.documents.positions([source or "" for source in sources])
@@ -86,17 +113,22 @@ def training_texts(
 
 
 def _within(
-    limit: int | None, collection: Collection, queries: Texts, per_document: int, seed: int
-) -> tuple[Texts, np.ndarray | None]:
-    """The queries and the rows of documents whose texts stay within a limit; None for all documents."""
-    size, generator = len(collection.documents), np.random.default_rng(seed)
-    if limit is None or len(queries) + per_document * size <= limit:
-        return queries, None
-    most = max(1, limit // 2) if per_document else limit
-    if len(queries) > most:
-        chosen = np.sort(generator.choice(len(queries), most, replace=False))
-        queries = queries.select([queries.ids[row] for row in chosen])
+    limit: int | None, documents: int, queries: Texts, generated: Texts, per_document: int, seed: int
+) -> tuple[Texts, Texts, np.ndarray | None]:
+    """Queries, generated queries, and the rows of documents whose texts stay within a limit; None for all documents."""
+    if limit is None or len(queries) + len(generated) + per_document * documents <= limit:
+        return queries, generated, None
+    draw = np.random.default_rng(seed)
+
+    def some(texts: Texts, room: int, *, alone: bool) -> Texts:
+        most = room if alone else max(1, room // 2)
+        if len(texts) <= most:
+            return texts
+        return texts.select([texts.ids[row] for row in np.sort(draw.choice(len(texts), most, replace=False))])
+
+    queries = some(queries, limit, alone=not per_document and not len(generated))
+    generated = some(generated, limit - len(queries), alone=not per_document)
     if not per_document:
-        return queries, None
-    count = min(size, max(1, (limit - len(queries)) // per_document))
-    return queries, np.sort(generator.choice(size, count, replace=False))
+        return queries, generated, None
+    count = min(documents, max(1, (limit - len(queries) - len(generated)) // per_document))
+    return queries, generated, np.sort(draw.choice(documents, count, replace=False))

@@ -23,3 +23,12 @@ def test_each_kind_of_student_is_distilled_by_its_defaults(kind, call, tiny_fold
     assert status == 0, err
     made = json.loads((tmp_path / "student" / "retrodistill.json").read_text())
     assert made["about"]["steps"] == 2
+
+
+def test_phrases_and_generated_queries_are_texts_of_the_training(call, tiny_folder, monkeypatch):
+    given = {}
+    monkeypatch.setattr("retrodistill.api.distill", lambda *_, **settings: given.update(settings))
+    options = ["--phrases", "2", "--generated", "made.jsonl", "--train", "head"]
+    status, _, err = call("distill", "--collection", tiny_folder, "--target", "bm25", *options)
+    assert status == 0, err
+    assert given["training"] == {"train": "head", "texts": {"phrases": 2, "generated": "made.jsonl"}}

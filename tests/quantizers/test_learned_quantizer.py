@@ -155,6 +155,10 @@ class TestLearning:
         learner = Learner(parts, Targets(queries, documents, sources), QUICK)
         _, mask = learner._targets(np.array([3, 7]), slice(None))
         assert [np.flatnonzero(~row).tolist() for row in mask.numpy()] == [[3], [7]]
+        hidden = np.where(sources == 3, -1, sources)  # 3 is a phrase
+        learner = Learner(parts, Targets(queries, documents, sources, hidden=hidden), QUICK)
+        _, mask = learner._targets(np.array([3, 7]), slice(None))
+        assert [np.flatnonzero(~row).tolist() for row in mask.numpy()] == [[], [7]]
 
 
 @pytest.fixture

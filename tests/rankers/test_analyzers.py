@@ -8,7 +8,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import set_quiet
 from retrodistill.data import Collection, Texts
 from retrodistill.rankers import load_ranker
-from retrodistill.rankers.analyzers import languages, load_analyzer, not_english, setting_for
+from retrodistill.rankers.analyzers import languages, load_analyzer, not_english, setting_for, stopwords_of
 from retrodistill.rankers.bm25 import BM25
 
 GERMAN = [
@@ -151,6 +151,20 @@ class TestDetection:
         set_quiet(False)
         load_ranker("bm25:german").search(texts(["Herz"]), collection(*GERMAN, "Und noch ein Satz mehr."), 1)
         assert not capsys.readouterr().err
+
+
+class TestStopWords:
+    @pytest.mark.parametrize(
+        ("documents", "words"),
+        [(ENGLISH, {"the", "which"}), (GERMAN, {"und"}), ([*GERMAN, *ENGLISH], {"und", "which"}), (CHINESE, {"的"})],
+    )
+    def test_are_those_of_the_languages_of_the_documents(self, documents, words):
+        found = stopwords_of(texts(documents))
+        assert found & {"the", "which", "und", "的"} >= words
+        assert ("und" in found) == ("und" in words)
+
+    def test_there_are_none_without_a_language(self):
+        assert stopwords_of(texts(["1234", ""])) == frozenset()
 
 
 class TestMistakes:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.data.sentences import source_document
+from retrodistill.data.pseudo_queries import source_document
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.recipes.job import open_job
 from retrodistill.training.texts import training_texts

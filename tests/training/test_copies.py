@@ -9,7 +9,7 @@ import torch
 from retrodistill.candidates.mining import distinct_documents
 from retrodistill.data import Collection, Qrels, Texts
 from retrodistill.data.collection import of_originals
-from retrodistill.data.sentences import title_texts
+from retrodistill.data.pseudo_queries import title_texts
 from retrodistill.rankers.corpus import Products
 from retrodistill.rankers.recorded import JudgmentRanker
 from retrodistill.runs import Run

@@ -9,7 +9,7 @@ import torch
 from retrodistill.candidates.selection import choose_pairs
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Qrels
-from retrodistill.data.sentences import source_document
+from retrodistill.data.pseudo_queries import source_document
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker

@@ -7,7 +7,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
 from retrodistill.data.collection import judgments_of
 from retrodistill.data.passages import with_passages
-from retrodistill.data.sentences import title_texts
+from retrodistill.data.pseudo_queries import title_texts
 from retrodistill.rankers import load_ranker
 from retrodistill.training.groups import draw_groups
 from retrodistill.training.lists import lists_from_run, lists_over_corpus, without_siblings

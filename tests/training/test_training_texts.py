@@ -1,10 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, Texts
 from retrodistill.data.leaks import ExcludedQueries
-from retrodistill.data.sentences import title_texts
+from retrodistill.data.pseudo_queries import is_phrase, title_texts
 from retrodistill.training.texts import training_texts
 
 
@@ -76,9 +78,70 @@ class TestLimit:
         assert given.texts.fingerprint == training_texts(tiny, tiny.split("train")).texts.fingerprint
 
     def test_rows_of_documents_in_a_corpus_of_several_batches(self, tiny, monkeypatch):
-        monkeypatch.setattr("retrodistill.data.sentences.BATCH", 7)
+        monkeypatch.setattr("retrodistill.data.pseudo_queries.BATCH", 7)
         whole, rows = title_texts(tiny), np.array([0, 6, 7, 30, 59])
         assert title_texts(tiny, rows).ids == [whole.ids[row] for row in rows]
+
+
+@pytest.fixture
+def generated(tiny, tmp_path):
+    """A file of two queries for each document of the tiny collection."""
+    rows = [
+        {"_id": f"{document}-{number}", "text": f"{document}{number} {tiny.titles[document]}", "document_id": document}
+        for document in tiny.documents.ids
+        for number in range(2)
+    ]
+    path = tmp_path / "generated.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+NONE = {"titles": False, "sentences": 0}
+
+
+class TestGenerated:
+    def test_each_has_its_source(self, tiny, generated):
+        texts = training_texts(tiny, tiny.split("train"), **NONE, generated=generated)
+        assert len(texts) == 42 + 120
+        np.testing.assert_array_equal(texts.sources[42:], np.repeat(np.arange(60), 2))
+        np.testing.assert_array_equal(texts.hidden, texts.sources)
+
+    def test_within_a_limit_they_come_between_queries_and_texts_of_documents(self, tiny, generated):
+        texts = training_texts(tiny, tiny.split("train"), titles=True, sentences=0, generated=generated, limit=100)
+        made = np.array(["generated:" in id_ for id_ in texts.texts.ids])
+        assert [int((texts.sources < 0).sum()), int(made.sum()), len(texts)] == [42, 29, 100]
+        alone = training_texts(tiny, tiny.split("train"), **NONE, generated=generated, limit=100)
+        assert [int((alone.sources < 0).sum()), len(alone)] == [42, 100]
+        again = training_texts(tiny, tiny.split("train"), **NONE, generated=generated, limit=100)
+        assert again.texts.fingerprint == alone.texts.fingerprint
+
+    def test_one_that_is_nearly_a_test_query_is_left_out(self, tiny, generated):
+        excluded = ExcludedQueries(Texts.from_pairs([("t", f"d71 {tiny.titles['d7']} today")]))
+        texts = training_texts(tiny, tiny.queries.select([]), **NONE, generated=generated, excluded=excluded)
+        assert (texts.left_out, len(texts)) == (1, 119)
+
+
+class TestPhrases:
+    def test_have_sources_that_are_not_hidden(self, tiny):
+        texts = training_texts(tiny, tiny.split("train"), titles=True, sentences=0, phrases=2)
+        phrases = is_phrase(texts.texts)
+        assert phrases.sum() > 60
+        assert (texts.sources[phrases] >= 0).all()
+        assert (texts.hidden[phrases] == -1).all()
+        np.testing.assert_array_equal(texts.hidden[~phrases], texts.sources[~phrases])
+        for text, source in zip(texts.texts.texts, texts.sources, strict=True):
+            assert source < 0 or text in tiny.documents.column[source]
+
+    def test_neither_begin_nor_end_with_an_english_stop_word(self, tiny):
+        for text in training_texts(tiny, tiny.queries.select([]), **NONE, phrases=9).texts.texts:
+            assert {"the", "of", "and", "that", "by"}.isdisjoint((text.split()[0], text.split()[-1])), text
+
+    def test_one_that_is_a_test_query_is_left_out(self, small):
+        free = training_texts(small, Texts.from_pairs([]), **NONE, phrases=5)
+        excluded = ExcludedQueries(Texts.from_pairs([("t", free.texts.texts[0].upper())]))
+        texts = training_texts(small, Texts.from_pairs([]), **NONE, phrases=5, excluded=excluded)
+        assert free.texts.texts[0] not in texts.texts.texts
+        assert texts.left_out >= 1
 
 
 class TestLeaks:
