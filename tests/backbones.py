@@ -10,6 +10,7 @@ WORDS = [*sorted({word for topic in TOPICS.values() for word in topic}), *FILLER
 TEXTS = [" ".join(WORDS), ". ".join(WORDS), *WORDS]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
 DISTILLED = {"dim": 32, "n_layers": 4, "n_heads": 2, "hidden_dim": 64}
+RELATIVE = {**SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
 DECODER = {**SIZES, "num_key_value_heads": 1, "head_dim": 16}
 # architecture -> (prefix of its classes, settings of its configuration, special tokens by role)
 BRACKETS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -21,7 +22,7 @@ ARCHITECTURES = {
     "roberta": ("Roberta", SIZES, ANGLES),
     "xlm-roberta": ("XLMRoberta", SIZES, ANGLES),
     "mpnet": ("MPNet", SIZES, ANGLES),
-    "deberta-v2": ("DebertaV2", SIZES, BRACKETS),
+    "deberta-v2": ("DebertaV2", RELATIVE, BRACKETS),
     "qwen3": ("Qwen3", DECODER, {"pad": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|unk|>"}),
 }
 LONGEST = 80  # positions, of which some architectures reserve two

@@ -14,9 +14,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.layers import stack_of
 
 ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
@@ -111,6 +112,69 @@ def merge_adapters(model: Any) -> None:
         # Names as PEFT's files have them, which loading the adapter set for saving, too: no model would read them.
         vars(transformer).pop("_weight_conversions", None)
         transformer.requires_grad_(True)
+
+
+class LoraShape(NamedTuple):
+    """New adapters of a transformer's linear layers."""
+
+    rank: int
+    alpha: float  # what they add is multiplied by alpha / rank
+    dropout: float = 0.0
+    modules: Sequence[str] = ()  # ends of the names of linear layers; all of the stack if empty
+
+    def targets(self, transformer: Any) -> dict[str, Any]:
+        """The linear layers of a transformer's stack that get adapters, by name; a UserError if there are none."""
+        from torch import nn
+
+        stack = stack_of(transformer)[0]
+        within = {id(module) for module in stack.modules()}
+        named = {name: each for name, each in transformer.named_modules() if id(each) in within}
+        linear = {name: each for name, each in named.items() if isinstance(each, nn.Linear)}
+        chosen = {name: each for name, each in linear.items() if not self.modules or self._names(name)}
+        if not chosen:
+            ends = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear)) or "none"
+            raise UserError(f"lora.modules: no linear layer is named {' or '.join(self.modules)}; there are {ends}.")
+        return chosen
+
+    def _names(self, layer: str) -> bool:
+        return any(f".{layer}".endswith(f".{end}") for end in self.modules)
+
+    def parameters(self, model: Any) -> int:
+        """How many parameters the adapters of a model have, as one without adapters has none."""
+        layers = [layer for each in _transformers(model) for layer in self.targets(each).values()]
+        return sum(self.rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+@contextlib.contextmanager
+def training_adapters(model: Any, shape: LoraShape, seed: int) -> Iterator[None]:
+    """Inside the block, new adapters are trained in the place of a model's transformer; then they are merged into it.
+
+    Heads are trained whole, inside a transformer or after it. A model without a transformer is a UserError.
+    """
+    import torch
+    from peft import LoraConfig
+
+    transformers = _transformers(model)
+    if not transformers:
+        raise UserError("lora adapts a transformer, and this student has none; remove lora from its stages.")
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    settings = {"r": shape.rank, "lora_alpha": shape.alpha, "lora_dropout": shape.dropout}
+    torch.manual_seed(seed)
+    for transformer in transformers:
+        inner = {id(parameter) for parameter in transformer.base_model.parameters()}
+        transformer.add_adapter(LoraConfig(target_modules=list(shape.targets(transformer)), **settings))
+        for name, parameter in transformer.named_parameters():
+            if id(parameter) not in inner and "lora_" not in name:
+                parameter.requires_grad_(True)
+    yield
+    merge_adapters(model)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether some transformer of a model has adapters that are not merged."""
+    return any(map(is_adapted, _transformers(model)))
 
 
 def _merge(parent: Any) -> None:

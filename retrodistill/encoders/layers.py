@@ -41,6 +41,19 @@ def keep_layers(transformer: Any, layers: int) -> None:
     config.num_hidden_layers = layers
 
 
+def final_norm(transformer: Any) -> nn.Module | None:
+    """The normalization of what the last layer gives, as architectures have that normalize before each layer; or None.
+
+    It follows the stack in the module that has it, and has a gain for each dimension.
+    """
+    stack, owner, _ = stack_of(transformer)
+    children = list(owner.children())
+    width = transformer.config.hidden_size
+    after = children[next(place for place, child in enumerate(children) if child is stack) + 1 :]
+    gains = [(child, getattr(child, "weight", None)) for child in after]
+    return next((child for child, gain in gains if gain is not None and tuple(gain.shape) == (width,)), None)
+
+
 def longest_text(transformer: Any) -> int | None:
     """Most tokens that a transformer has positions for; None without a limit.
 

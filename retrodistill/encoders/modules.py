@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
-from retrodistill.encoders.layers import keep_layers, stack_of
+from retrodistill.encoders.layers import final_norm, keep_layers, stack_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -198,9 +198,35 @@ def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:
     transformer: Any
     transformer, router = (copy.deepcopy(module) for module in model)
     transformer.auto_model.config.output_hidden_states = False
-    early = with_modules(model, [transformer, *behind_exit(router, layer)])
+    norm = norm_of_exit(router, layer)
+    modules = [module for module in behind_exit(router, layer) if module not in norm]
+    early = with_modules(model, [transformer, *modules])
     keep_first_layers(early, layer)
+    if norm:  # the transformer's own goes with its last layer, whichever that is
+        _set_norm(final_norm(transformer.auto_model), norm[-1].linear)
     return early
+
+
+def _set_norm(norm: Any, linear: Any) -> None:
+    """Give a normalization the gain and bias of a linear map after unit vectors; see `dense_variants.norm_modules`."""
+    import torch
+
+    with torch.no_grad():
+        norm.weight.copy_(linear.weight.diagonal() / len(linear.weight) ** 0.5)
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.copy_(linear.bias)
+
+
+def norm_of_exit(router: Any, layer: int) -> list[Any]:
+    """The modules of an exit's route that do to its tokens what the transformer's final normalization does; or none."""
+    deepest = next(iter(router.sub_modules.values()))
+    tokens = [_reads_tokens(module) for module in behind_exit(router, layer)]
+    count = sum(tokens) - sum(map(_reads_tokens, deepest))
+    return behind_exit(router, layer)[: max(0, count)]
+
+
+def _reads_tokens(module: Any) -> bool:
+    return getattr(module, "module_input_name", None) == "token_embeddings"
 
 
 def behind_exit(router: Any, layer: int) -> list[Any]:

@@ -6,6 +6,7 @@ rotary embeddings or a position bias; only the stack that it goes through is ano
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -15,8 +16,6 @@ from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.layers import first_position, position_table, stack_of
-
-_LISTS = (list, tuple)
 
 
 class _Part(NamedTuple):
@@ -31,12 +30,14 @@ _PART: ContextVar[_Part | None] = ContextVar("part", default=None)  # one for ea
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass at a layer: what it is called with."""
+    """Ends a forward pass at a layer: what it is called with, by name, and by name what it does not declare."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
-        self.call = {"hidden_states": args[0] if args else kwargs["hidden_states"], **kwargs}
-        self.others = args[1:]
+        signature = inspect.signature(layer.forward)
+        self.call = dict(signature.bind_partial(*args, **kwargs).arguments)
+        rest = [name for name, given in signature.parameters.items() if given.kind is given.VAR_KEYWORD]
+        self.others: dict[str, Any] = {key: value for name in rest for key, value in self.call.pop(name, {}).items()}
 
 
 class _Called:
@@ -50,7 +51,7 @@ class _Called:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._states is None:
-            raise _ReachedError(args, kwargs)
+            raise _ReachedError(self._layer, args, kwargs)
         if args:
             return self._layer(self._states, *args[1:], **kwargs)
         return self._layer(**{**kwargs, "hidden_states": self._states})
@@ -76,7 +77,9 @@ def make_divisible(transformer: Any) -> None:
         setattr(owner, attribute, _Layers(stack))
 
 
-def states_before(transformer: Any, layer: int, ids: Tensor, mask: Tensor, *, first: int = 0, segment: int = 0) -> Any:
+def states_before(
+    transformer: Any, layer: int, ids: Tensor, mask: Tensor, *, first: int = 0, segment: int | None = None
+) -> Any:
     """(n, tokens, d) hidden states that a layer, from 0, gets of texts that are read alone.
 
     Args:
@@ -85,14 +88,14 @@ def states_before(transformer: Any, layer: int, ids: Tensor, mask: Tensor, *, fi
         ids: (n, tokens) int64.
         mask: (n, tokens) bool; a text without tokens has any finite states.
         first: Position of the texts' first token, for a transformer with a table of positions.
-        segment: Type of the tokens, for a transformer with several.
+        segment: Type of the tokens, for a transformer with several; None for its own default.
     """
     return _call_of(transformer, layer, ids, mask, first, segment).call["hidden_states"]
 
 
-def _call_of(transformer: Any, layer: int, ids: Tensor, mask: Tensor, first: int, segment: int) -> _ReachedError:
+def _call_of(transformer: Any, layer: int, ids: Tensor, mask: Tensor, first: int, segment: int | None) -> _ReachedError:
     inputs: dict[str, Any] = {}
-    if (getattr(transformer.config, "type_vocab_size", 0) or 0) > 1:
+    if segment is not None and (getattr(transformer.config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = torch.full_like(ids, segment)
     if position_table(transformer) is not None:
         places = torch.arange(ids.shape[1], device=ids.device) + first + first_position(transformer)
@@ -136,13 +139,19 @@ def knows_distances(transformer: Any) -> bool:
     device = next(transformer.parameters()).device
     ids, mask = torch.zeros((1, 2), dtype=torch.int64, device=device), torch.tensor([[True, False]], device=device)
     with torch.no_grad():
-        reached = _call_of(transformer, 0, ids, mask, 0, 0)
-    return sum(map(_tensors, [*reached.others, *reached.call.values()])) > 2
+        reached = _call_of(transformer, 0, ids, mask, 0, None)
+    declared = {name: value for name, value in reached.call.items() if name not in ("hidden_states", "attention_mask")}
+    # Integers that a layer does not declare are positions that only the embeddings read, as RoBERTa hands them on.
+    return any(map(_tensors, declared.values())) or any(
+        tensor.is_floating_point() for value in reached.others.values() for tensor in _tensors(value)
+    )
 
 
-def _tensors(value: Any) -> int:
-    """The number of tensors in a value, which may be a tuple of them."""
-    return sum(map(_tensors, value)) if isinstance(value, _LISTS) else int(isinstance(value, Tensor))
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in a value, which may be a tuple of them."""
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in _tensors(part)]
+    return [value] if isinstance(value, Tensor) else []
 
 
 def runs_apart(transformer: Any, ids: Tensor) -> bool:

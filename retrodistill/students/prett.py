@@ -82,6 +82,8 @@ class PreTT(LateInteraction):
                 f"{longest} together; set a smaller max_length."
             )
         self.join, self.head = join, head
+        # A table of segments says little: RoBERTa may have one, and a tokenizer that never names the second.
+        self._has_segments = "token_type_ids" in tokenizer.model_input_names
         make_divisible(backbone)
         self._pads_queries = knows_distances(backbone.base_model)
         self.segment_head = SegmentHead(width, tokenizer.sep_token_id) if head == "segments" else None
@@ -97,10 +99,10 @@ class PreTT(LateInteraction):
     def lower(self, ids: Tensor, mask: Tensor, role: Role) -> Tensor:
         """(n, tokens, d) states at the join."""
         follows = role == "document" and self.head == "cls"
-        first = self.query_length * follows
-        states: Tensor = states_before(
-            self.backbone.base_model, self.join, ids, mask, first=first, segment=int(follows)
-        )
+        places: dict[str, Any] = {"first": self.query_length * follows}
+        if self._has_segments:
+            places["segment"] = int(follows)
+        states: Tensor = states_before(self.backbone.base_model, self.join, ids, mask, **places)
         return states
 
     def packed(self, states: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from retrodistill.students.sparse import sparse_student
 peft = pytest.importorskip("peft")
 TEXTS = ["star planet orbit", "court and judge", "the butter"]
 PAIRS = [("what star", text) for text in TEXTS]
-KINDS = ("dense", "sparse", "multi-vector")
+SHAPES = ("width", "architecture")
 
 
 def louder(model):
@@ -176,6 +176,7 @@ class TestStudents:
         wanted = model[0].auto_model(ids, output_hidden_states=True).hidden_states[1]
         torch.testing.assert_close(student[0].auto_model(ids)[0], wanted, atol=1e-5, rtol=0)
 
+    @pytest.mark.slow
     def test_of_every_kind(self, saved, tiny):
         folder, _ = saved
         starts = [
@@ -185,6 +186,7 @@ class TestStudents:
         ]
         assert not any("lora" in name for model in starts for name, _ in model.named_parameters())
 
+    @pytest.mark.slow
     def test_a_distilled_one_loads_where_the_adapter_is_gone(self, saved, tiny, tmp_path):
         folder, _ = saved
         name, out = f"dense:{folder}", tmp_path / "out"
@@ -213,7 +215,7 @@ class TestRefusals:
             load_encoder(f"dense:{saved[0]}")
 
     @pytest.mark.parametrize("is_alone", [False, True])
-    @pytest.mark.parametrize("change", ["layers", "width", "architecture"])
+    @pytest.mark.parametrize("change", ["layers", *(pytest.param(one, marks=pytest.mark.slow) for one in SHAPES)])
     def test_a_base_of_another_shape(self, bases, saved, tmp_path, change, is_alone):
         from transformers import AutoConfig, AutoModel
 
