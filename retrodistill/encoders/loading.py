@@ -14,6 +14,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest, read_json
 from retrodistill.encoders.adapters import (
     ADAPTER,
+    BASE,
     WEIGHTS,
     add_adapter,
     check_adapters,
@@ -255,7 +256,7 @@ def _found_base(name: str, place: str, base: str) -> str:
     if not any(_model_file(base, file) is not None for file in ("config.json", "modules.json", ADAPTER)):
         raise UserError(
             f"adapter {name} needs its base model {base}, which is not a folder here and the hub does not provide it "
-            f"(offline, or no such name); put it there, or name its place as base_model_name_or_path in {ADAPTER}."
+            f"(offline, or no such name); put it there, or name its place as {BASE} in {ADAPTER}."
         )
     return base
 
@@ -308,9 +309,11 @@ def _module_folders(place: str) -> list[str]:
 
 
 def _own_code(place: str) -> list[str]:
-    """Dotted names of the classes whose code a model brings."""
+    """Dotted names of the classes whose code a model brings, or the base model of its adapter."""
     classes = [kind for kind in _foreign_modules(place) if kind not in _OWN_MODULES]
     for folder in _module_folders(place):
+        if base := (_model_file(place, f"{folder}{ADAPTER}") or {}).get(BASE):
+            classes += _own_code(base)
         for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
             for value in ((_model_file(place, f"{folder}{name}") or {}).get("auto_map") or {}).values():
                 classes += [each for each in (value if isinstance(value, list) else [value]) if each]

@@ -215,6 +215,18 @@ class TestRefusals:
             load_encoder(f"dense:{saved[0]}")
 
     @pytest.mark.parametrize("is_alone", [False, True])
+    def test_code_of_a_base_does_not_run_by_itself(self, bases, saved, tmp_path, is_alone):
+        folder, base = saved[0], shutil.copytree(bases["plain"], tmp_path / "base")
+        config = json.loads((base / "config.json").read_text())
+        config |= {"model_type": "of-its-own", "auto_map": {"AutoConfig": "its_code.Config"}}
+        (base / "config.json").write_text(json.dumps(config))
+        if is_alone:
+            alone(bases["plain"], folder := tmp_path / "alone")
+        edit(folder, base_model_name_or_path=str(base))
+        with pytest.raises(UserError, match=r"brings its own code \(its_code\.py\)"):
+            load_encoder(f"dense:{folder}")
+
+    @pytest.mark.parametrize("is_alone", [False, True])
     @pytest.mark.parametrize("change", ["layers", *(pytest.param(one, marks=pytest.mark.slow) for one in SHAPES)])
     def test_a_base_of_another_shape(self, bases, saved, tmp_path, change, is_alone):
         from transformers import AutoConfig, AutoModel
