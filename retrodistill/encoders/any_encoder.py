@@ -23,7 +23,7 @@ MULTI_VECTOR = ("multi-vector",)
 
 
 # our class of each kind, and what loads the library's model
-_LOADERS: dict[str, tuple[Callable[..., TextModel], Callable[[str], Any]]] = {
+_LOADERS: dict[str, tuple[Callable[..., TextModel], Callable[..., Any]]] = {
     "dense": (Encoder, load_bi_encoder),
     "static": (Encoder, load_bi_encoder),
     "sparse": (SparseTextEncoder, load_sparse),
@@ -68,7 +68,7 @@ def _load_name(name: ModelName) -> TextModel:
         return opened
     (wrapper, load), folder = _LOADERS[name.kind], Path(split_exit(name.name)[0]).expanduser()
     manifest = Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).exists() else None
-    encoder = wrapper(load(name.name), str(name), manifest)
+    encoder = wrapper(load(name.name, keep_adapters=True), str(name), manifest)
     if name.kind == "static" and not encoder.is_static:
         found = type(encoder.model[0]).__name__
         raise UserError(f"model {name.name} is not a token table but {found}; name it 'dense:{name.name}'.")

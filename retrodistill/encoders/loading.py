@@ -6,12 +6,23 @@ import contextlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest, read_json
+from retrodistill.encoders.adapters import (
+    ADAPTER,
+    BASE,
+    WEIGHTS,
+    add_adapter,
+    check_adapters,
+    merge_adapters,
+    require_lora,
+    with_bases,
+)
+from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.modules import exit_model, keep_first_layers
 from retrodistill.encoders.names import split_exit
 from retrodistill.encoders.remote_code import copied_from, files_of, not_trusted, remember_code, trusted_as
@@ -34,14 +45,19 @@ _OWN_MODULES = (
 )
 
 
-def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransformer:
+def load_bi_encoder(name: str, *, layers: int | None = None, keep_adapters: bool = False) -> SentenceTransformer:
     """Load a bi-encoder in float32 from a folder or hub name; keep only its first transformer `layers` if given.
+
+    All loaders of this module merge LoRA adapters into the weights, since what they load may be trained and saved as a
+    student: its folder must hold the whole model, not name the place of another one, and load without peft. With
+    `keep_adapters`, as for models that are used as they are, adapters stay apart, so that a digest of the weights is
+    that of the files and not of a sum that is rounded by the machine.
 
     ``all-MiniLM-L6-v2`` comes from the ``demo`` extra if that is installed (the hub's weights, verified), so that it
     works offline. ``FOLDER@exit-4`` is one exit of a model with exits. A missing model or exit is a UserError.
     """
     name, exit_layer = split_exit(name)
-    model: SentenceTransformer = _load(name, "SentenceTransformer")
+    model: SentenceTransformer = _load(name, "SentenceTransformer", keep_adapters=keep_adapters)
     if exit_layer is not None:
         model = exit_model(model, exit_layer)
     if layers is not None:
@@ -49,11 +65,12 @@ def load_bi_encoder(name: str, *, layers: int | None = None) -> SentenceTransfor
     return model
 
 
-def load_cross_encoder(name: str, *, max_length: int | None = None) -> CrossEncoder:
-    """Load a cross-encoder that gives raw float32 logits (no sigmoid)."""
+def load_cross_encoder(name: str, *, max_length: int | None = None, keep_adapters: bool = False) -> CrossEncoder:
+    """Load a cross-encoder that gives raw float32 logits (no sigmoid); for adapters see `load_bi_encoder`."""
     import torch
 
-    model: CrossEncoder = _load(name, "CrossEncoder", max_length=max_length, activation_fn=torch.nn.Identity())
+    options: dict[str, Any] = {"max_length": max_length, "activation_fn": torch.nn.Identity()}
+    model: CrossEncoder = _load(name, "CrossEncoder", keep_adapters=keep_adapters, **options)
     if model.num_labels != 1:
         raise UserError(f"cross-encoder {name} gives {model.num_labels} scores per pair; a ranker gives one.")
     return model
@@ -66,6 +83,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     def load(place: str) -> Tokenizer:
+        place = _base_of(name, place) or place
         first = [module["path"] for module in (_model_file(place, "modules.json") or [])[:1]]  # of a token table
         files = [load_file_path(place, str(Path(folder, "tokenizer.json"))) for folder in ("", *first)]
         file = next((file for file in files if file is not None), None)
@@ -97,26 +115,50 @@ def scores_pairs(name: str) -> bool:
         place = str(_local(name) or name)
         if (_model_file(place, "config_sentence_transformers.json") or {}).get("model_type") == "CrossEncoder":
             return True
+        if (base := _base_of(name, place)) is not None:
+            return bool(_model_file(place, ADAPTER).get("modules_to_save")) or scores_pairs(base)
         return any(kind.endswith(("ForSequenceClassification", "ForCausalLM")) for kind in _architectures(place))
 
 
-def load_multi_vector(name: str) -> MultiVectorEncoder:
-    """Load a multi-vector encoder in float32: of sentence-transformers, PyLate or Stanford's ColBERT."""
+def load_multi_vector(name: str, *, keep_adapters: bool = False) -> MultiVectorEncoder:
+    """Load a multi-vector encoder in float32: of sentence-transformers, PyLate or Stanford's ColBERT.
+
+    For adapters see `load_bi_encoder`.
+    """
     why = "a multi-vector encoder: its tokens were not trained for late interaction"
-    return _load(name, "MultiVectorEncoder", _is_multi_vector, why)
+    return _load(name, "MultiVectorEncoder", _is_multi_vector, why, keep_adapters=keep_adapters)
 
 
-def load_sparse(name: str) -> SparseEncoder:
-    """Load a sparse encoder in float32, or a plain masked language model (the form of published SPLADE models)."""
-    return _load(name, "SparseEncoder", _is_sparse, "a sparse encoder: it has no weights for a vocabulary")
+def load_sparse(name: str, *, keep_adapters: bool = False) -> SparseEncoder:
+    """Load a sparse encoder in float32, or a plain masked language model (the form of published SPLADE models).
+
+    For adapters see `load_bi_encoder`.
+    """
+    why = "a sparse encoder: it has no weights for a vocabulary"
+    return _load(name, "SparseEncoder", _is_sparse, why, keep_adapters=keep_adapters)
 
 
-def _load(name: str, class_name: str, fits: Callable[[str], bool] | None = None, why: str = "", **options: Any) -> Any:
+def _load(
+    name: str,
+    class_name: str,
+    fits: Callable[[str], bool] | None = None,
+    why: str = "",
+    *,
+    keep_adapters: bool = False,
+    **options: Any,
+) -> Any:
     """Load a class of sentence-transformers from a folder, the package or the hub, where the model there fits."""
     import sentence_transformers
     import torch
 
     def load(place: str) -> Any:
+        model = _with_adapters(name, place, plain)
+        _cap_length(model)
+        if not keep_adapters:
+            merge_adapters(model)
+        return model
+
+    def plain(place: str) -> Any:
         # sentence-transformers would add a random projection or vocabulary without a word
         if fits is not None and not fits(place):
             raise UserError(f"model {name} is not {why}; train a student from it, or name it 'dense:{name}'.")
@@ -136,6 +178,23 @@ def _load(name: str, class_name: str, fits: Callable[[str], bool] | None = None,
         return model
 
     return _load_from(name, load, "is not a sentence-transformers model")
+
+
+def _with_adapters(name: str, place: str, load: Callable[[str], Any]) -> Any:
+    """What `load` makes of a folder or a hub name, with the adapters there, or of the base model of one alone."""
+    bases = _bases(name, place)
+    if (base := _base_of(name, place)) is not None:
+        model = _with_adapters(name, base, load)
+        add_adapter(model, name, base, place)
+        return model
+    if not bases:
+        return load(place)
+    with contextlib.ExitStack() as stack:
+        if Path(place).is_dir():
+            place = str(stack.enter_context(with_bases(Path(place), bases)))
+        model = load(place)
+        check_adapters(model, name, " and ".join(bases.values()), _adapter_weights(name, place, bases))
+    return model
 
 
 def _load_from(name: str, load: Callable[[str], Any], lack: str) -> Any:
@@ -184,6 +243,55 @@ def packaged_minilm() -> Path | None:
     return folder
 
 
+def _bases(name: str, place: str) -> dict[str, str]:
+    """The base model of each LoRA adapter in a model's folder or hub name, by the adapter's own folder in it."""
+    folders = _module_folders(place)
+    for folder in list(folders):
+        router = _model_file(place, f"{folder}router_config.json") or {}
+        folders += [f"{folder}{route}/" for route in router.get("types", {})]
+    found = {folder: _model_file(place, f"{folder}{ADAPTER}") for folder in folders}
+    configs = {folder: config for folder, config in found.items() if config is not None}
+    return {folder: _found_base(name, place, require_lora(name, config)) for folder, config in configs.items()}
+
+
+def _base_of(name: str, place: str) -> str | None:
+    """The base model of an adapter that is saved alone, without modules of sentence-transformers; else None."""
+    if _model_file(place, "modules.json") is not None:
+        return None
+    return _bases(name, place).get("")
+
+
+def _found_base(name: str, place: str, base: str) -> str:
+    """The folder or hub name of an adapter's base: a path is from here or from the adapter's folder."""
+    if (folder := _local(base) or _local(str(Path(place, base)))) is not None:
+        return str(folder)
+    if not any(_model_file(base, file) is not None for file in ("config.json", "modules.json", ADAPTER)):
+        raise UserError(
+            f"adapter {name} needs its base model {base}, which is not a folder here and the hub does not provide it "
+            f"(offline, or no such name); put it there, or name its place as {BASE} in {ADAPTER}."
+        )
+    return base
+
+
+def _adapter_weights(name: str, place: str, folders: Iterable[str]) -> list[Path]:
+    from sentence_transformers.util import load_file_path
+
+    files = [load_file_path(place, f"{folder}{WEIGHTS}") for folder in folders]
+    if None in files:
+        raise UserError(f"adapter {name} has no {WEIGHTS}; save it in that format.")
+    return [Path(file) for file in files if file is not None]
+
+
+def _cap_length(model: Any) -> None:
+    """Let a transformer read no more tokens than it has positions for; some tokenizers do not know of reserved ones."""
+    for module in model.modules():
+        transformer = getattr(module, "auto_model", None)
+        longest = longest_text(transformer) if hasattr(transformer, "config") else None
+        length = getattr(module, "max_seq_length", None)
+        if longest is not None and length is not None and length > longest:
+            module.max_seq_length = longest
+
+
 def _model_file(place: str, name: str) -> Any:
     """JSON content of a file of a model folder or hub name; None if there is no such file."""
     from sentence_transformers.util import load_file_path
@@ -213,9 +321,11 @@ def _module_folders(place: str) -> list[str]:
 
 
 def _own_code(place: str) -> list[str]:
-    """Dotted names of the classes whose code a model brings."""
+    """Dotted names of the classes whose code a model brings, or the base model of its adapter."""
     classes = [kind for kind in _foreign_modules(place) if kind not in _OWN_MODULES]
     for folder in _module_folders(place):
+        if base := (_model_file(place, f"{folder}{ADAPTER}") or {}).get(BASE):
+            classes += _own_code(base)
         for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
             for value in ((_model_file(place, f"{folder}{name}") or {}).get("auto_map") or {}).values():
                 classes += [each for each in (value if isinstance(value, list) else [value]) if each]

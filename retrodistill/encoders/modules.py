@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
+from retrodistill.encoders.layers import final_norm, keep_layers, stack_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -31,7 +32,10 @@ _UNDECISIVE = frozenset({
 })  # fmt: skip
 # Attributes of tokenizers without a fast form: those of sentence-transformers for words, and slow ones.
 _OF_OTHERS = ("stop_words", "do_lower_case", "ngram_separator", "max_ngram_length")
-_UNDECISIVE_OF_ADAPTERS = frozenset({"auto_mapping", "inference_mode", "revision", "base_model_name_or_path"})
+_UNDECISIVE_OF_ADAPTERS = frozenset({
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "init_lora_weights", "lora_dropout", "peft_version",
+    "revision", "runtime_config", "task_type",
+})  # fmt: skip
 
 
 def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, similarity: str | None = None) -> Any:
@@ -56,20 +60,13 @@ def with_modules(model: Any, modules: list[Any], kind: Kind | None = None, simil
 
 def keep_first_layers(model: SentenceTransformer, layers: int) -> None:
     """Keep the first transformer layers, in place; the configuration follows, so that the model saves and loads."""
-    from torch import nn
-
     transformer: Any = getattr(model[0], "auto_model", None)
     if transformer is None:
         raise UserError(f"a model of {type(model[0]).__name__} has no layers to cut; leave 'layers' out.")
-    children = ((child, parent, name) for parent in transformer.modules() for name, child in parent.named_children())
-    lists = [place for place in children if isinstance(place[0], nn.ModuleList)]
-    if not lists:
-        raise UserError(f"{type(transformer).__name__} has no stack of layers to cut; leave 'layers' out.")
-    stack, owner, attribute = max(lists, key=lambda candidate: len(candidate[0]))
-    if not 1 <= layers <= len(stack):
-        raise UserError(f"layers={layers}: the model has {len(stack)}; choose 1 to {len(stack)}.")
-    setattr(owner, attribute, stack[:layers])
-    transformer.config.num_hidden_layers = layers
+    count = len(stack_of(transformer)[0])
+    if not 1 <= layers <= count:
+        raise UserError(f"layers={layers}: the model has {count}; choose 1 to {count}.")
+    keep_layers(transformer, layers)
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -102,15 +99,11 @@ def configurations(modules: Iterable[Any]) -> list[dict[str, Any]]:
         model = next((part for part in _parts(module) if hasattr(getattr(part, "config", None), "to_dict")), None)
         if model is None:
             continue
-        values = _plain(model.config)
-        try:
-            defaults = _plain(type(model.config)())
-        except Exception:  # a configuration of remote code may need arguments; then every value counts
-            defaults = {}
-        own = {key: value for key, value in values.items() if key not in defaults or defaults[key] != value}
+        own = _own_values(model.config, _UNDECISIVE)
         for part in _parts(module):
             if adapters := getattr(part, "peft_config", None):  # their scale is not among the weights
-                own["adapters"] = {name: _plain(config, _UNDECISIVE_OF_ADAPTERS) for name, config in adapters.items()}
+                values = {name: _own_values(config, _UNDECISIVE_OF_ADAPTERS) for name, config in adapters.items()}
+                own["adapters"] = values
                 break
         found.append({key: own[key] for key in sorted(own)})
     return found
@@ -134,7 +127,17 @@ def _parts(module: Any) -> Iterator[Any]:
     yield from module.modules() if hasattr(module, "modules") else ()
 
 
-def _plain(config: Any, undecisive: Set[str] = _UNDECISIVE) -> dict[str, Any]:
+def _own_values(config: Any, undecisive: Set[str]) -> dict[str, Any]:
+    """What a configuration sets to other values than its class does."""
+    values = _plain(config, undecisive)
+    try:
+        defaults = _plain(type(config)(), undecisive)
+    except Exception:  # a configuration of remote code may need arguments; then every value counts
+        defaults = {}
+    return {key: value for key, value in values.items() if key not in defaults or defaults[key] != value}
+
+
+def _plain(config: Any, undecisive: Set[str]) -> dict[str, Any]:
     content = json.loads(json.dumps(config.to_dict(), default=_as_plain))
     return {key: value for key, value in content.items() if key not in undecisive and not key.startswith("_")}
 
@@ -195,9 +198,35 @@ def exit_model(model: SentenceTransformer, layer: int) -> SentenceTransformer:
     transformer: Any
     transformer, router = (copy.deepcopy(module) for module in model)
     transformer.auto_model.config.output_hidden_states = False
-    early = with_modules(model, [transformer, *behind_exit(router, layer)])
+    norm = norm_of_exit(router, layer)
+    modules = [module for module in behind_exit(router, layer) if module not in norm]
+    early = with_modules(model, [transformer, *modules])
     keep_first_layers(early, layer)
+    if norm:  # the transformer's own goes with its last layer, whichever that is
+        _set_norm(final_norm(transformer.auto_model), norm[-1].linear)
     return early
+
+
+def _set_norm(norm: Any, linear: Any) -> None:
+    """Give a normalization the gain and bias of a linear map after unit vectors; see `dense_variants.norm_modules`."""
+    import torch
+
+    with torch.no_grad():
+        norm.weight.copy_(linear.weight.diagonal() / len(linear.weight) ** 0.5)
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.copy_(linear.bias)
+
+
+def norm_of_exit(router: Any, layer: int) -> list[Any]:
+    """The modules of an exit's route that do to its tokens what the transformer's final normalization does; or none."""
+    deepest = next(iter(router.sub_modules.values()))
+    tokens = [_reads_tokens(module) for module in behind_exit(router, layer)]
+    count = sum(tokens) - sum(map(_reads_tokens, deepest))
+    return behind_exit(router, layer)[: max(0, count)]
+
+
+def _reads_tokens(module: Any) -> bool:
+    return getattr(module, "module_input_name", None) == "token_embeddings"
 
 
 def behind_exit(router: Any, layer: int) -> list[Any]:

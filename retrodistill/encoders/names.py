@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import content_digest
+from retrodistill.core.files import content_digest, digest, read_json
 
 
 class ModelKind(NamedTuple):
@@ -93,7 +93,17 @@ def content_of(name: str) -> str | None:
     kind, _, place = name.partition(":")
     place = place if kind in KINDS else name
     path = Path(split_exit(place)[0]).expanduser()
-    return content_digest(path) if place and path.exists() else None
+    if not place or not path.exists():
+        return None
+    bases = [content_of(base) for base in _bases(path)]
+    return digest(content_digest(path), *filter(None, bases)) if any(bases) else content_digest(path)
+
+
+def _bases(path: Path) -> list[str]:
+    """What the adapters in a folder name as their base models, with the paths of those that are in this folder."""
+    files = sorted(path.rglob("adapter_config.json")) if path.is_dir() else []
+    bases = [str(read_json(file).get("base_model_name_or_path") or "") for file in files]
+    return [str(path / base) if base and (path / base).exists() else base for base in bases]
 
 
 def relative_to(name: str | None, folder: Path) -> str | None:

@@ -146,7 +146,7 @@ class ScoringTask:
     def open(self) -> PairScorer:
         """The scorer; a missing model or another one is a UserError."""
         with encode_with(self.encoding):
-            ranker = CrossEncoderRanker(load_cross_encoder(self.model.name), str(self.model))
+            ranker = CrossEncoderRanker(load_cross_encoder(self.model.name, keep_adapters=True), str(self.model))
         check_same_model(ranker.name, ranker._owner.fingerprint, self.fingerprint)
         return ranker._logits
 

@@ -88,7 +88,7 @@ def _of_name(name: ModelName, store: Path | None) -> Ranker:
         return _imported(f"{kind.ranker}.of_name")(name, store)
     if not kind.is_cross_encoder:
         return of_encoder(load_encoder(name), store)
-    model = load_cross_encoder(name.name)
+    model = load_cross_encoder(name.name, keep_adapters=True)
     own = _kind_of(model)  # students that re-rank are saved as cross-encoders
     if name.kind not in (own, "cross-encoder"):
         raise UserError(f"model {name.name} is not a {name.kind} student but a {own}; name it '{own}:{name.name}'.")

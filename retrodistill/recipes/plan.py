@@ -25,6 +25,7 @@ from retrodistill.core.spending import Bill
 from retrodistill.core.stores import text_keys
 from retrodistill.data.pseudo_queries import load_generated
 from retrodistill.data.texts import Texts
+from retrodistill.encoders.adapters import LoraShape
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role, encode_with, tokens_per_pass
 from retrodistill.encoders.embeddings import seconds_to_embed, store_of
@@ -428,7 +429,7 @@ class _Planner:
 
     def _training_needs(self, student: StudentSettings, stage: StageSettings, data: TrainingData, texts: int) -> Needs:
         model, width, batch = self._model(student), self._width(stage, data), stage.training.batch_size
-        parts = sizes.parameters(model, whole=stage.train in ("query_encoder", "both_encoders"))
+        parts = _parameters(model, stage)
         shape, dimension = sizes.Shape.of(model), self.job.space.dimension
         memory, on_device = self.held + self.corpus, sizes.optimizer(parts.trained) + sizes.FLOAT * parts.all
         memory += sizes.lists(texts * width)
@@ -515,3 +516,11 @@ class _Planner:
             seconds = measuring_seconds(job, [(student, self._model(student)) for _, student in systems])
         title = "measure students and what they are compared with"
         return Step(title, len(systems), "systems", seconds, needs, "evaluate")
+
+
+def _parameters(model: Any, stage: StageSettings) -> sizes.Parameters:
+    """Numbers of a student's parameters in a stage, those of its adapters among them."""
+    is_whole = stage.train in ("query_encoder", "both_encoders") and stage.lora is None
+    parts = sizes.parameters(model, whole=is_whole)
+    adapters = 0 if stage.lora is None else LoraShape(**stage.lora.model_dump()).parameters(model)
+    return sizes.Parameters(parts.all + adapters, parts.trained + adapters)

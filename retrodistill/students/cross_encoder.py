@@ -17,6 +17,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role
+from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder, scores_pairs
 from retrodistill.encoders.modules import keep_first_layers, weights_digest
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker, decisive_settings
@@ -130,8 +131,8 @@ def cross_encoder_student(
     model: Any = _with_segment_head(source) if by_segments else load_cross_encoder(source, max_length=max_length)
     if layers is not None:
         keep_first_layers(model, layers)
-    config: Any = getattr(getattr(model[0], "auto_model", None), "config", None)
-    longest = getattr(config, "max_position_embeddings", None)
+    transformer: Any = getattr(model[0], "auto_model", None)
+    longest = None if transformer is None else longest_text(transformer)
     if max_length is not None and longest is not None and max_length > longest:
         raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest} tokens.")
     if by_segments and max_length is not None:

@@ -19,6 +19,7 @@ from retrodistill.data.texts import spread
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import behind_exit, exits_of, with_modules
 from retrodistill.rankers.bi_encoder import DenseRanker
@@ -81,7 +82,7 @@ def _set_max_length(model: SentenceTransformer, max_length: int, source: str) ->
     transformer: Any = getattr(model[0], "auto_model", None)
     if transformer is None:
         raise UserError(f"max_length={max_length}: model {source} is not a transformer and reads texts of any length.")
-    longest = getattr(transformer.config, "max_position_embeddings", None)
+    longest = longest_text(transformer)
     if max_length < 1 or (longest is not None and max_length > longest):
         raise UserError(f"max_length={max_length}: model {source} reads 1 to {longest or 'any number of'} tokens.")
     model.max_seq_length = max_length

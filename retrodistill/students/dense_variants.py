@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log
-from retrodistill.encoders.modules import ROUTE, behind_exit, exit_model, exits_of, with_modules
+from retrodistill.encoders.layers import final_norm
+from retrodistill.encoders.modules import ROUTE, behind_exit, exit_model, exits_of, norm_of_exit, with_modules
 from retrodistill.encoders.vectors import check_dimensions, leading
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.lists import full_mask
@@ -145,7 +146,31 @@ def _route(transformer: Any, head: Sequence[Any], layer: int, count: int, projec
     picked[layer] = 1.0  # index 0 is the embeddings before the first layer
     weights = nn.Parameter(picked, requires_grad=False)
     width = int(transformer.get_embedding_dimension())
-    return [WeightedLayerPooling(width, num_hidden_layers=count, layer_start=0, layer_weights=weights), *modules]
+    states = WeightedLayerPooling(width, num_hidden_layers=count, layer_start=0, layer_weights=weights)
+    return [states, *norm_modules(final_norm(transformer.auto_model)), *modules]
+
+
+def norm_modules(norm: nn.Module | None) -> list[Any]:
+    """Stock modules that do to token vectors what a transformer's final normalization does, so that folders load.
+
+    With x of d dimensions less its mean (LayerNorm; not for RMSNorm), ``g x / rms(x) + b = (sqrt(d) g) x / |x| + b``:
+    a linear map that takes the mean off, unit length, and a diagonal map. Epsilon is left out.
+    """
+    if norm is None:
+        return []
+    weight: Any = norm.weight
+    gain: Tensor = weight.detach().cpu()
+    bias: Any = getattr(norm, "bias", None)
+    width = len(gain)
+    centered = torch.eye(width) - torch.ones(width, width) / width
+
+    def linear(weight: Tensor, bias: Tensor | None = None) -> Dense:
+        options: dict[str, Any] = {"activation_function": nn.Identity(), "module_input_name": "token_embeddings"}
+        return Dense(width, width, bias=bias is not None, init_weight=weight, init_bias=bias, **options)
+
+    scaled = linear(torch.diag(gain * width**0.5), None if bias is None else bias.detach().cpu())
+    centering = [linear(centered)] if isinstance(norm, nn.LayerNorm) else []
+    return [*centering, Normalize(module_input_name="token_embeddings"), scaled]
 
 
 def embeddings_by_exit(model: nn.Module, features: dict[str, Any]) -> dict[int, Tensor]:
@@ -230,6 +255,8 @@ class MultiExitLoss(nn.Module):
         for name, parameter in model.named_parameters():  # which layer an exit takes is not learned
             if name.endswith("layer_weights"):
                 parameter.requires_grad_(False)
+        for layer in exits[:-1]:  # an exit that is cut out puts its normalization into the transformer's own
+            nn.ModuleList(norm_of_exit(list(model)[-1], layer)).requires_grad_(False)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Terms by name, those of exits but the deepest as ``name@exit-4``, and the divergence as ``exits``."""

@@ -6,6 +6,7 @@ Documents are stored twice: packed, for serving; and as the lower part reads the
 from __future__ import annotations
 
 import contextlib
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import digest, texts_digest
@@ -24,11 +25,13 @@ from retrodistill.core.runtime import main_first
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.layers import stack_of
 from retrodistill.encoders.modules import configurations, settings_of, tokenizers_digest, weights_digest
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 from retrodistill.students.cross_encoder import KIND as CROSS_ENCODER
 from retrodistill.students.cross_encoder import CrossEncoderStudent, train_pairs
+from retrodistill.students.divided_layers import make_divisible, runs_apart
 from retrodistill.students.stored_states import Reader, States, cached_states
 from retrodistill.training.stages import StageRun, evaluating
 from retrodistill.training.trainer import History
@@ -36,6 +39,7 @@ from retrodistill.training.trainer import History
 LENGTHS: dict[Role, int] = {"query": 64, "document": 200}  # tokens of a text by default
 Precision = Literal["float16", "float32"]
 _PLACE = {"subfolder", "token", "revision", "local_files_only"}  # where the library finds a model's files
+_PROBED = 3  # times two tokens, by which a transformer's parts are compared with the whole
 _PAIRS = 50  # documents that meet a query at once
 
 
@@ -58,7 +62,7 @@ class LateInteraction(InputModule):
     forward pass over pairs does all three and rounds what would be stored, so stored documents score as in training.
 
     Args:
-        backbone: A BERT of transformers.
+        backbone: A divisible transformer, see `backbone_of`.
         tokenizer: Its tokenizer.
         dimension: Width that a document's states are stored in; the model's own by default.
         query_length: Maximum number of tokens of a query, special ones included.
@@ -131,26 +135,6 @@ class LateInteraction(InputModule):
     def lower_parameters(self) -> list[nn.Parameter]:
         """Parameters of `lower`: frozen where its states are stored for training."""
 
-    @classmethod
-    def bert_of(cls, model: Any, source: str) -> Any:
-        """The transformer inside a sentence-transformers model, which must be a BERT."""
-        backbone = getattr(model[0], "auto_model", None)
-        architecture = getattr(getattr(backbone, "config", None), "model_type", "model without layers")
-        if architecture != "bert":
-            raise UserError(
-                f"model {source} is a {architecture}; a {cls.kind} student runs the layers of a BERT apart: start from "
-                "one, such as all-MiniLM-L6-v2."
-            )
-        return backbone
-
-    @staticmethod
-    def through(layers: Any, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(n, tokens, d) through BERT's layers, each token attending to those where (n, tokens) `mask` is true."""
-        hide = (~mask[:, None, None, :]).to(hidden.dtype) * torch.finfo(hidden.dtype).min
-        for layer in layers:
-            hidden = layer(hidden, hide)
-        return hidden
-
     def rounded(self, packed: Tensor) -> Tensor:
         """What is left after storing; gradients pass straight through."""
         if self.precision == "float32":
@@ -214,6 +198,41 @@ class LateInteraction(InputModule):
         settings = cls.load_config(model_name_or_path, **place)
         module = cls(cls.new_backbone(config, settings), tokenizer, **settings)
         return cls.load_torch_weights(model_name_or_path, model=module, **place)
+
+
+def backbone_of(model: Any, source: str, kind: str) -> Any:
+    """The transformer of a sentence-transformers model, divisible, with the head that it has.
+
+    A model without one, a transformer whose parts do not add up to the whole, and a tokenizer without tokens that begin
+    and end a text are a UserError: what is asked is what the student does with it, not which architecture it is.
+    """
+    backbone, tokenizer = getattr(model[0], "auto_model", None), getattr(model, "tokenizer", None)
+    wanted = f"a {kind} student runs a transformer's layers apart; start from a bi-encoder such as all-MiniLM-L6-v2."
+    if backbone is None:
+        raise UserError(f"model {source} is a model without layers; {wanted}")
+    architecture = type(backbone).__name__
+    ids = [getattr(tokenizer, name, None) for name in ("cls_token_id", "sep_token_id")]
+    if None in ids:
+        raise UserError(f"model {source} has no tokens that begin and end a text ({architecture}); {wanted}")
+    stack_of(backbone)  # refuses a transformer without one
+    make_divisible(backbone)
+    probe = torch.tensor([ids * _PROBED], device=model.device)
+    with evaluating(backbone):
+        if not runs_apart(backbone.base_model, probe):
+            raise UserError(f"model {source}: the layers of {architecture} cannot be run apart; {wanted}")
+    return backbone
+
+
+def new_backbone(config: Any, auto_class: Any) -> Any:
+    """A transformer for weights that are loaded, of a class of transformers such as AutoModel, without a pooler."""
+    options: dict[str, Any] = {}
+    if auto_class is AutoModel:
+        takes = inspect.signature(AutoModel._model_mapping[type(config)].__init__).parameters
+        options = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+    backbone = auto_class.from_config(config, **options)
+    if len(stack_of(backbone)[0]):
+        make_divisible(backbone)
+    return backbone
 
 
 def late_interaction(module: LateInteraction, device: Any) -> CrossEncoder:

@@ -13,13 +13,23 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
 from torch import Tensor, nn
-from transformers import BertForSequenceClassification, BertModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
 from retrodistill.students.cross_encoder import check_head, cross_encoder_student
-from retrodistill.students.late_interaction import LATE_INTERACTION, LENGTHS, LateInteraction, Side, late_interaction
+from retrodistill.students.divided_layers import from_states, knows_distances, make_divisible, states_before
+from retrodistill.students.late_interaction import (
+    LATE_INTERACTION,
+    LENGTHS,
+    LateInteraction,
+    Side,
+    backbone_of,
+    late_interaction,
+    new_backbone,
+)
 from retrodistill.students.registry import StageDefaults
 from retrodistill.students.segment_head import Head, SegmentHead
 
@@ -27,22 +37,23 @@ _BATCH = 32  # documents that the compressor is fitted on, read at a time
 
 
 def _new_backbone(config: Any, settings: Mapping[str, Any]) -> Any:
-    if settings.get("head", "cls") == "cls":
-        return BertForSequenceClassification(config)
-    return BertModel(config, add_pooling_layer=False)
+    by_head = settings.get("head", "cls") == "cls"
+    return new_backbone(config, AutoModelForSequenceClassification if by_head else AutoModel)
 
 
 class PreTT(LateInteraction):
-    """A cross-encoder split at a layer, scored from [CLS] or by a `SegmentHead`.
+    """A cross-encoder split at a layer, scored by its own head (``cls``) or by a `SegmentHead`.
 
     The pair is ``[CLS] query [SEP]`` and ``document [SEP]``. Below layer `join` each half attends to itself alone,
-    which is the block mask of the paper; from there on everything attends to everything. For [CLS], the halves are
-    segments 0 and 1, and a document's positions begin at `query_length` whatever the query, as after a query that is
-    padded to its full length: its states at the join then depend on nothing but the document. For a `SegmentHead`, both
-    are read as a bi-encoder does: the document has a [CLS], too, and both are segment 0 from position 0 on.
+    which is the block mask of the paper; from there on everything attends to everything, or to what a transformer with
+    local attention lets it. For ``cls``, the halves are segments 0 and 1 where the model has segments, and a document's
+    positions begin at `query_length` whatever the query, as after a query that is padded to its full length: its states
+    at the join then depend on nothing but the document. For a `SegmentHead`, both are read as a bi-encoder does: the
+    document has a [CLS], too, and both are segment 0 from position 0 on. Where layers see the distance of tokens, as
+    with rotary embeddings, queries are padded to `query_length` before the documents in the upper layers, too.
 
     Args:
-        backbone: A BertForSequenceClassification with one label; for ``segments`` a BertModel.
+        backbone: A transformer for sequence classification with one label; for ``segments`` one without a head.
         tokenizer: Its tokenizer.
         join: Layers that read the texts separately, from 0 (an ordinary cross-encoder) to one less than there are.
         head: ``cls``, that of the backbone, or ``segments``.
@@ -60,17 +71,21 @@ class PreTT(LateInteraction):
             self.specials = {"query": 2, "document": 2}
         super().__init__(backbone, tokenizer, **settings)
         config, dimension = backbone.config, self.dimension
-        layers, longest, width = config.num_hidden_layers, config.max_position_embeddings, config.hidden_size
+        layers, longest, width = config.num_hidden_layers, longest_text(backbone), config.hidden_size
         if not 0 <= join < layers:
             raise UserError(
                 f"join={join}: the model has {layers} layers, and the last reads both texts; choose 0 to {layers - 1}."
             )
-        if self.max_seq_length > longest:
+        if longest is not None and self.max_seq_length > longest:
             raise UserError(
                 f"{self.query_length} tokens of a query and {self.document_length} of a document: the model reads "
                 f"{longest} together; set a smaller max_length."
             )
         self.join, self.head = join, head
+        # A table of segments says little: RoBERTa may have one, and a tokenizer that never names the second.
+        self._has_segments = "token_type_ids" in tokenizer.model_input_names
+        make_divisible(backbone)
+        self._pads_queries = knows_distances(backbone.base_model)
         self.segment_head = SegmentHead(width, tokenizer.sep_token_id) if head == "segments" else None
         self.compress = nn.Linear(width, dimension, bias=False) if dimension else None
         self.restore = nn.Linear(dimension, width, bias=False) if dimension else None
@@ -83,11 +98,12 @@ class PreTT(LateInteraction):
 
     def lower(self, ids: Tensor, mask: Tensor, role: Role) -> Tensor:
         """(n, tokens, d) states at the join."""
-        bert, follows = self.backbone.base_model, role == "document" and self.head == "cls"
-        positions = self.query_length * follows + torch.arange(ids.shape[1], device=ids.device)[None, :]
-        segments = torch.full_like(ids, int(follows))
-        hidden = bert.embeddings(input_ids=ids, token_type_ids=segments, position_ids=positions)
-        return self.through(bert.encoder.layer[: self.join], hidden, mask)
+        follows = role == "document" and self.head == "cls"
+        places: dict[str, Any] = {"first": self.query_length * follows}
+        if self._has_segments:
+            places["segment"] = int(follows)
+        states: Tensor = states_before(self.backbone.base_model, self.join, ids, mask, **places)
+        return states
 
     def packed(self, states: Tensor) -> Tensor:
         """The states, through the compressor where there is one."""
@@ -95,18 +111,27 @@ class PreTT(LateInteraction):
 
     def compare(self, queries: Side, documents: Tensor, mask: Tensor) -> Tensor:
         """(n,) logits of the layers that read both."""
-        bert, both = self.backbone.base_model, torch.cat([queries.mask, mask], dim=1)
+        states, query_mask = queries.states, queries.mask
+        if self._pads_queries:
+            missing = self.query_length - query_mask.shape[1]
+            states = nn.functional.pad(states, (0, 0, 0, missing))
+            query_mask = nn.functional.pad(query_mask, (0, missing))
+        both = torch.cat([query_mask, mask], dim=1)
         restored = documents if self.restore is None else self.restore(documents)
-        hidden = self.through(bert.encoder.layer[self.join :], torch.cat([queries.states, restored], dim=1), both)
+        output = from_states(self.backbone, self.join, torch.cat([states, restored], dim=1), both)
         if self.segment_head is None:
-            return self.backbone.classifier(self.backbone.dropout(bert.pooler(hidden)))[:, 0]
-        is_query = torch.arange(both.shape[1], device=both.device) < queries.mask.shape[1]
-        return self.segment_head.score(hidden, both & is_query, both & ~is_query)
+            return output.logits[:, 0]
+        is_query = torch.arange(both.shape[1], device=both.device) < query_mask.shape[1]
+        return self.segment_head.score(output.last_hidden_state, both & is_query, both & ~is_query)
 
     def lower_parameters(self) -> list[nn.Parameter]:
-        """Embeddings and the layers below the join."""
-        bert = self.backbone.base_model
-        return [*bert.embeddings.parameters(), *bert.encoder.layer[: self.join].parameters()]
+        """Embeddings and the layers below the join: what its states have a gradient for, whatever the architecture."""
+        ids = torch.zeros((1, 2), dtype=torch.int64, device=self.read.device)
+        own = [parameter for parameter in self.backbone.base_model.parameters() if parameter.requires_grad]
+        with torch.enable_grad():
+            states = self.lower(ids, torch.ones_like(ids, dtype=torch.bool), "document")
+            gradients = torch.autograd.grad(states.sum(), own, allow_unused=True)
+        return [parameter for parameter, gradient in zip(own, gradients, strict=True) if gradient is not None]
 
     @torch.no_grad()
     def fit_compressor(self, texts: Sequence[str]) -> None:
@@ -132,16 +157,16 @@ def prett_student(
     max_length: int | None = None,
     seed: int = 0,
 ) -> CrossEncoder:
-    """A PreTT to start from, in float32, made from a cross-encoder with a BERT: ``source`` is its folder or hub name.
+    """A PreTT to start from, in float32, made from a cross-encoder: ``source`` is its folder or hub name.
 
-    A BERT or bi-encoder gets a new ``head``, as `cross_encoder_student` makes it. The student keeps the first
+    A bi-encoder or transformer gets a new ``head``, as `cross_encoder_student` makes it. The student keeps the first
     ``layers``, of which the first ``join``, two thirds by default, read the texts separately. A document's token is
     stored in ``dimension`` numbers, the model's by default, by a compressor that is fitted on the corpus.
     ``max_length`` is the maximum number of tokens of a document.
     """
     start = cross_encoder_student(source, head=head, layers=layers, seed=seed)
-    backbone, by_segments = PreTT.bert_of(start, source), isinstance(start[-1], SegmentHead)
-    longest = backbone.config.max_position_embeddings
+    backbone, by_segments = backbone_of(start, source, PreTT.kind), isinstance(start[-1], SegmentHead)
+    longest = longest_text(backbone) or sum(LENGTHS.values())
     query_length = min(LENGTHS["query"], longest // 4)
     module = PreTT(
         backbone,
@@ -153,7 +178,8 @@ def prett_student(
         document_length=max_length or min(LENGTHS["document"], longest - query_length),
     ).to(start.device)
     if module.segment_head is not None:
-        backbone.pooler = None
+        if hasattr(backbone, "pooler"):
+            backbone.pooler = None
         module.segment_head.load_state_dict(start[-1].state_dict())
     module.fit_compressor(fitted_on(corpus))
     return late_interaction(module, start.device)

@@ -6,6 +6,7 @@ To add a kind, write its module, which ends with ``KIND = Kind(...)``, and add a
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors, read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import main_first
+from retrodistill.encoders.adapters import LoraShape, require_peft, training_adapters
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
@@ -169,7 +171,13 @@ def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path
     data = replace(data, student=snapshot)
     with main_first():
         prepared = prepare(stage, data)
-    history = kind.train(StageRun(student, stage, data, prepared, folder, what))
+    with contextlib.ExitStack() as stack:
+        if stage.lora is not None:
+            require_peft("a stage with lora trains adapters")
+            for role in ("query", "document"):  # of the weights before the adapters, by which its vectors are stored
+                initial.fingerprint(role)
+            stack.enter_context(training_adapters(model, LoraShape(**stage.lora.model_dump()), data.seed))
+        history = kind.train(StageRun(student, stage, data, prepared, folder, what))
     history.notes = [*prepared.notes, *history.notes]
     history.held_out = prepared.held_out_queries
     history.learned = {**learned_from(prepared, stage, data), "steps": history.steps, "seconds": history.seconds}

@@ -17,6 +17,7 @@ from retrodistill.data.texts import Texts, spread
 from retrodistill.encoders.any_encoder import SPARSE, load_encoder
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.loading import load_bi_encoder, load_sparse
 from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
@@ -114,8 +115,8 @@ def _cut(model: Any, source: str, layers: int | None, max_length: int | None) ->
     if layers is not None:
         keep_first_layers(model, layers)
     if max_length is not None:
-        config = getattr(getattr(model[0], "auto_model", None), "config", None)
-        longest = getattr(config, "max_position_embeddings", None)
+        transformer = getattr(model[0], "auto_model", None)
+        longest = None if transformer is None else longest_text(transformer)
         if longest is None or max_length > longest:
             most = longest or "its own number of"
             raise UserError(f"max_length={max_length}: model {source} reads 1 to {most} tokens.")

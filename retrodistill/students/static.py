@@ -230,8 +230,7 @@ def _table_left(settings: Any, data: Any) -> tuple[int, float]:
 
 def _encode_tokens(teacher: Encoder, tokens: Sequence[Sequence[int]]) -> np.ndarray:
     """(n, d) of tokens, or of words of several tokens, each between the special tokens."""
-    special = list(teacher.model.tokenizer("", add_special_tokens=True)["input_ids"])
-    before, after = special[: (len(special) + 1) // 2], special[(len(special) + 1) // 2 :]
+    before, after = _frame(teacher.model.tokenizer)
     rows = np.empty((len(tokens), teacher.dimension), dtype=np.float32)
     teacher.model.eval()
     with bar(len(tokens), "token table", "tokens") as progress, torch.inference_mode():
@@ -244,6 +243,13 @@ def _encode_tokens(teacher: Encoder, tokens: Sequence[Sequence[int]]) -> np.ndar
             rows[start : start + len(ids)] = teacher.model(features)["sentence_embedding"].float().cpu().numpy()
             progress.update(len(ids))
     return rows
+
+
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens before a text and behind it: some decoders have one behind, whose state is their vector."""
+    text, framed = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    first = next((at for at in range(len(framed)) if framed[at : at + len(text)] == text), len(framed))
+    return framed[:first], framed[first + len(text) :]
 
 
 def _word_embeddings(teacher: Encoder) -> np.ndarray:
@@ -323,6 +329,11 @@ def _start(settings: Any, data: Any) -> SentenceTransformer:
     return static_student(data.space, documents, seed=data.seed, tokenizer=tokenizer, **options)
 
 
+def _check(settings: Any) -> None:
+    if any(stage.lora is not None for stage in settings.stages):
+        raise ValueError("lora adapts a transformer, and a static student has none; remove lora from its stages")
+
+
 KIND = replace(
     DENSE_KIND,
     name="static",
@@ -334,5 +345,5 @@ KIND = replace(
     owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),
     options=frozenset({"initialize", "tokenizer", "dimension", "words"}),
-    check=lambda settings: None,
+    check=_check,
 )

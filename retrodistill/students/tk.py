@@ -10,13 +10,23 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
 from torch import Tensor, nn
-from transformers import BertModel
+from transformers import AutoModel
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.layers import keep_layers, longest_text
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.late_interaction import LATE_INTERACTION, LENGTHS, LateInteraction, Side, late_interaction
+from retrodistill.students.divided_layers import some_token
+from retrodistill.students.late_interaction import (
+    LATE_INTERACTION,
+    LENGTHS,
+    LateInteraction,
+    Side,
+    backbone_of,
+    late_interaction,
+    new_backbone,
+)
 from retrodistill.students.registry import StageDefaults
 
 CENTRES = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9)
@@ -41,22 +51,26 @@ class TK(LateInteraction):
     term gate of DRMM, arXiv 1711.08611).
 
     Args:
-        backbone: A BertModel; its layers, possibly none, give the context.
+        backbone: A transformer without a head; its layers, possibly none, give the context.
         tokenizer: Its tokenizer.
         gated: Weight query tokens.
         settings: As of `LateInteraction`; tokens are projected to ``dimension`` before they are compared and stored.
     """
 
     kind: ClassVar[str] = "tk"
-    new_backbone: ClassVar[Any] = staticmethod(lambda config, settings: BertModel(config, add_pooling_layer=False))
+    new_backbone: ClassVar[Any] = staticmethod(lambda config, settings: new_backbone(config, AutoModel))
     config_keys: list[str] = ["dimension", "gated", *LateInteraction.config_keys]  # noqa: RUF012 - the base's
 
     def __init__(self, backbone: Any, tokenizer: Any, *, gated: bool = False, **settings: Any) -> None:
         super().__init__(backbone, tokenizer, **settings)
         config, dimension, length = backbone.config, self.dimension, max(self.query_length, self.document_length)
-        if length > config.max_position_embeddings:
+        longest, own = longest_text(backbone), backbone.get_input_embeddings().embedding_dim
+        if longest is not None and length > longest:
+            raise UserError(f"texts of {length} tokens: the model reads {longest}; set a smaller max_length.")
+        if own != config.hidden_size:
             raise UserError(
-                f"texts of {length} tokens: the model reads {config.max_position_embeddings}; set a smaller max_length."
+                f"a tk student mixes word embeddings and hidden states, and {type(backbone).__name__} has {own} and "
+                f"{config.hidden_size} dimensions; start from a model with one width, such as all-MiniLM-L6-v2."
             )
         self.gated = gated
         self.alpha = nn.Parameter(torch.tensor(0.5))
@@ -71,16 +85,15 @@ class TK(LateInteraction):
 
     def lower(self, ids: Tensor, mask: Tensor, role: Role) -> Tensor:
         """(n, tokens, 2 d): e and c side by side, or (n, tokens, d) without layers; the same for both roles."""
-        words = nn.functional.normalize(self.backbone.embeddings.word_embeddings(ids), dim=2)
-        layers = self.backbone.encoder.layer
-        if not len(layers):
+        words = nn.functional.normalize(self.backbone.get_input_embeddings()(ids), dim=2)
+        if not self.backbone.config.num_hidden_layers:
             return words
-        context = self.through(layers, self.backbone.embeddings(input_ids=ids), mask)
+        context = self.backbone(input_ids=ids, attention_mask=some_token(mask).long()).last_hidden_state
         return torch.cat([words, nn.functional.normalize(context, dim=2)], dim=2)
 
     def mixed(self, states: Tensor) -> Tensor:
         """(n, tokens, d) v of the states of `lower`."""
-        if not len(self.backbone.encoder.layer):
+        if not self.backbone.config.num_hidden_layers:
             return states
         words, context = states.chunk(2, dim=2)
         return self.alpha * words + (1 - self.alpha) * context
@@ -123,19 +136,20 @@ def tk_student(
     max_length: int | None = None,
     gated: bool = True,
 ) -> CrossEncoder:
-    """A TK to start from, in float32, made from a bi-encoder with a BERT: ``source`` is its folder or hub name.
+    """A TK to start from, in float32, made from a bi-encoder: ``source`` is its folder or hub name.
 
     Its first ``layers`` give the context; with 0, tokens are static, as in K-NRM. A token is stored in ``dimension``
     numbers, the model's by default, and the projection to them is fitted on the corpus. If ``gated``, query tokens are
     weighted, from their IDF in the corpus on. ``max_length`` is the maximum number of tokens of a document.
     """
     start = load_bi_encoder(source)
-    backbone = TK.bert_of(start, source)
-    count, longest = backbone.config.num_hidden_layers, backbone.config.max_position_embeddings
+    backbone = backbone_of(start, source, TK.kind)
+    count, longest = backbone.config.num_hidden_layers, longest_text(backbone) or max(LENGTHS.values())
     if not 0 <= layers <= count:
         raise UserError(f"layers={layers}: the model has {count}; choose 0 to {count}.")
-    backbone.encoder.layer = backbone.encoder.layer[:layers]
-    backbone.config.num_hidden_layers, backbone.pooler = layers, None
+    keep_layers(backbone, layers)
+    if hasattr(backbone, "pooler"):
+        backbone.pooler = None
     module = TK(
         backbone,
         start.tokenizer,

@@ -297,6 +297,19 @@ class TrainingSettings(Settings):
     """Stop after this many measurements without a better one, of about ten in a run; 0 never stops early."""
 
 
+class LoraSettings(Settings):
+    """Adapters of low rank that a stage trains in the place of a transformer's weights (LoRA, arXiv 2106.09685)."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of what is added to each weight matrix."""
+    alpha: float = Field(default=16.0, gt=0)
+    """What is added is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that are dropped in training."""
+    modules: list[str] = Field(default_factory=list)
+    """Ends of the names of the linear layers that get adapters, e.g. `[query, value]`; all of each layer by default."""
+
+
 class GroupSettings(Settings):
     """Groups of a few documents per query, for stages in which documents are encoded with gradients."""
 
@@ -385,6 +398,10 @@ class StageSettings(Settings):
     """With `head: vdr`: weight of the objectives on scores in which one side is only the text's own tokens, each of
     weight 1 (the semi-parametric half of VDR's loss, ICLR 2024). Token weights are not learned by it; the student's
     `lexical_terms` does that."""
+    lora: LoraSettings | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Train adapters of low rank instead of the transformer's weights, with `train: query_encoder` or `both_encoders`:
+    optimizer and gradients take little memory, so that a larger model fits a GPU. Heads are trained whole. The adapters
+    are merged into the weights at the end of the stage. Rates about ten times as high suit them, such as 2e-4."""
     training: TrainingSettings = TrainingSettings()
     """How long and how fast it trains."""
 
@@ -424,6 +441,8 @@ class StageSettings(Settings):
             raise ValueError(
                 "candidates.filter compares with positives, and no text has one: set positives: labels, or texts.titles"
             )
+        if self.lora is not None and self.train not in ("query_encoder", "both_encoders"):
+            raise ValueError(f"lora adapts a transformer, which train: {self.train} does not train; remove lora")
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
         return self

@@ -20,6 +20,7 @@ import torch
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, is_disk_error, make_folder
 from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, processes, release_freed_memory
+from retrodistill.encoders.adapters import has_adapters
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.precision import fastest_precision
@@ -37,6 +38,7 @@ _CHECKPOINTS = 5  # per run
 _MONITORED = 10  # times per run
 _LOGGED = 50  # times per run
 _BEST = "best.safetensors"  # in a training's folder
+_ADAPTED = "adapted.safetensors"  # in a checkpoint: a model with adapters would save these only, without its heads
 _COLLAPSED = 0.98  # mean cosine of held-out queries
 _TOKENIZING = 4  # most processes that tokenize ahead of a GPU
 
@@ -277,6 +279,7 @@ def _ranking(
 def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
     """The trainer of a kind of student, and the class of its arguments."""
     import sentence_transformers
+    from safetensors.torch import load_model, save_model
 
     names = (base.__name__ for base in type(model).__mro__)
     name = next(name for name in names if hasattr(sentence_transformers, f"{name}Trainer"))
@@ -287,8 +290,19 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
             """Nothing: the student gets this package's card, and examples for a card take time and a bar."""
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-            """Save a checkpoint's model without a card."""
-            self.model.save_pretrained(output_dir or self.args.output_dir, create_model_card=False)
+            """Save a checkpoint's model without a card; with adapters in training, its weights alone."""
+            folder = output_dir or self.args.output_dir
+            if has_adapters(self.model):
+                save_model(self.model, str(make_folder(Path(folder)) / _ADAPTED))
+            else:
+                self.model.save_pretrained(folder, create_model_card=False)
+
+        def _load_from_checkpoint(self, checkpoint_path: str, *given: Any) -> None:
+            """Load what `_save` saved."""
+            if (weights := Path(checkpoint_path) / _ADAPTED).exists():
+                load_model(self.model, weights)
+            else:
+                super()._load_from_checkpoint(checkpoint_path, *given)
 
     return Trainer, getattr(sentence_transformers, f"{name}TrainingArguments")
 

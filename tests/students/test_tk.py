@@ -173,7 +173,7 @@ class TestRefusals:
             tk_student(tiny_model, DOCUMENTS, max_length=65)
 
     def test_a_table_of_tokens(self, tiny_static):
-        with pytest.raises(UserError, match=r"a tk student runs the layers of a BERT apart: start from one"):
+        with pytest.raises(UserError, match=r"a tk student runs a transformer.s layers apart; start from"):
             tk_student(tiny_static, DOCUMENTS)
 
     def test_another_precision(self, tiny_model):
