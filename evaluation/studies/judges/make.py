@@ -1,38 +1,34 @@
 """Record a stand-in for a language model: `python evaluation/studies/judges/make.py FOLDER... --data DATA`.
 
-FOLDER is a collection in BEIR layout. The stand-in reads scores of an ensemble (0.3 BM25 + 0.7 MiniLM, z-scores of a
-query's candidates) with normal noise that is drawn anew whenever it reads a document. It answers behind a chat API on
-this machine, so that prompts, windows, and parsing are those of `llm:FILE`. DATA gets a copy of the collection,
-NAME_judged, with a run file for each way to ask, and `judges.json`: requests, documents read, and how well each run
-agrees with the ensemble.
+FOLDER is a collection in BEIR layout. The candidates of a training query are BM25's. The stand-in reads scores of an
+ensemble (0.3 BM25 + 0.7 MiniLM, z-scores of a query's candidates) with normal noise that is drawn anew whenever it
+reads a document. Prompts, windows, and parsing are those of `llm:FILE`; only the API and its store are left out. DATA
+gets a copy of the collection, NAME_judged, with a run file for each way to ask, and `judges.json`: requests, documents
+read, and how well each run agrees with the ensemble.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import math
 import re
 import shutil
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from scipy.stats import kendalltau
 
 import retrodistill as rd
 from retrodistill.data.leaks import ExcludedQueries
+from retrodistill.rankers.llm import LlmApi, LlmRanker
 from retrodistill.training.texts import training_queries
 
-NOISE = 0.5  # standard deviation, in z-scores of a query's candidates
+NOISE = 0.3  # standard deviation, in z-scores of a query's candidates
 BEST = 3  # the highest grade
-PORT = 8765  # always the same, so that a second run finds the answers of the first
 CUTS = (0.0, 0.7, 1.5)  # z-scores from which a document gets grade 1, 2, and 3
 ENSEMBLE = ("bm25", "dense:all-MiniLM-L6-v2")
 WAYS: dict[str, dict[str, Any]] = {
@@ -60,7 +56,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="collections in BEIR layout with training queries")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder for the judged collections")
     parser.add_argument("--queries", type=int, default=400, help="most training queries to judge")
-    parser.add_argument("--depth", type=int, default=30, help="candidates of each query from BM25, and from MiniLM")
+    parser.add_argument("--depth", type=int, default=50, help="candidates of each query")
     args = parser.parse_args()
     for folder in args.folders:
         judged(folder, args.data / f"{folder.name}_judged", args.queries, args.depth)
@@ -73,34 +69,27 @@ def judged(folder: Path, place: Path, most: int, depth: int) -> None:
     queries, _ = training_queries(collection, "train", ExcludedQueries(collection.split("test")))
     drawn = np.sort(np.random.default_rng(0).permutation(len(queries))[:most])
     queries = queries.select([queries.ids[row] for row in drawn])
-    pool = rd.mine(collection, queries, list(ENSEMBLE), depth=depth)
+    pool = rd.mine(collection, queries, ["bm25"], depth=depth)
     scores = rd.fuse(rd.score(collection, pool, list(ENSEMBLE), queries=queries), weights=[0.3, 0.7])
-    rd.write_run(scores, place / "exact.run")
     ids, texts = collection.documents.ids, collection.documents.texts
     oracle = Oracle(
         dict(zip(queries.texts, queries.ids, strict=True)),
         dict(zip(reversed(texts), reversed(ids), strict=True)),  # of equal texts the first, as in mining
         scores.to_dict(),
     )
-    facts = {}
+    runs = {"exact": scores, "order": pool}
+    facts: dict[str, Any] = {"queries": len(queries), "pairs": len(pool)}
     for name, way in WAYS.items():
         asked = top_of(pool, 3) if name.endswith("-candidates") else pool
-        with serving(oracle) as url:
-            settings = {"url": url, "model": f"stand-in-{name}", "concurrency": 4, **way}
-            file = place / f"{name}.yaml"
-            file.write_text(yaml.safe_dump(settings))
-            oracle.requests = oracle.read = 0
-            run = rd.score(collection, asked, [f"llm:{file}"], queries=queries, store=place / "answers" / name)[0]
-        rd.write_run(run, place / f"{name}.run")
-        facts[name] = {
-            "requests": oracle.requests / len(queries),
-            "documents read": oracle.read / len(queries),
-            **agreement(run.to_dict(), oracle.scores),
-        }
-        print(f"{place.name}, {name}: {facts[name]}", flush=True)
+        runs[name] = StandIn(oracle, way).score(queries, collection, asked)
+        facts[name] = {"requests": oracle.requests / len(queries), "documents read": oracle.read / len(queries)}
     for way in ("pointwise", "listwise-20"):
-        rd.write_run(rd.read_run(place / f"{way}.run").select(queries.ids[::3]), place / f"{way}-queries.run")
-    (place / "judges.json").write_text(json.dumps({"queries": len(queries), "pairs": len(pool), **facts}, indent=1))
+        runs[f"{way}-queries"] = runs[way].select(queries.ids[::3])
+    for name, run in runs.items():
+        rd.write_run(run, place / f"{name}.run")
+        facts[name] = {**facts.get(name, {}), **agreement(run.to_dict(), oracle.scores)}
+        print(f"{place.name}, {name}: {facts[name]}", flush=True)
+    (place / "judges.json").write_text(json.dumps(facts, indent=1))
 
 
 def top_of(pool: rd.Run, part: int) -> rd.Run:
@@ -111,16 +100,15 @@ def top_of(pool: rd.Run, part: int) -> rd.Run:
 
 
 class Oracle:
-    """The stand-in: it reads a document as its score and noise, which only the request and the document decide."""
+    """It reads a document as its score and noise, which only the prompt and the document's place in it decide."""
 
     def __init__(self, queries: dict[str, str], documents: dict[str, str], scores: dict[str, dict[str, float]]) -> None:
         self.queries, self.documents, self.scores = queries, documents, scores
-        self.requests = self.read = 0
+        self.judge, self.requests, self.read = "pointwise", 0, 0
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """A chat API's answer to a request."""
-        prompt, model = body["messages"][0]["content"], body["model"].removeprefix("stand-in-")
-        judge = WAYS[model]["judge"]
+        prompt, judge = body["messages"][0]["content"], self.judge
         parts = PROMPTS[judge].search(prompt)
         if parts is None:
             raise ValueError(f"not a {judge} prompt of retrodistill/rankers/llm.py: {prompt}")
@@ -150,47 +138,30 @@ class Oracle:
         return {"choices": [{"message": {"content": said}, **choice}]}
 
 
+class StandIn(LlmRanker):
+    """A judge whose answers are the oracle's, without an API."""
+
+    def __init__(self, oracle: Oracle, way: dict[str, Any]) -> None:
+        super().__init__(LlmApi.model_validate({"url": "http://localhost", "model": "stand-in", **way}), "stand-in")
+        self.oracle = oracle
+        oracle.judge, oracle.requests, oracle.read = self.settings.judge, 0, 0
+
+    def _answers(self, requests: Sequence[str]) -> Iterator[Any]:
+        return map(self.oracle.answer, map(json.loads, requests))
+
+
 def agreement(run: dict[str, dict[str, float]], exact: dict[str, dict[str, float]]) -> dict[str, float]:
     """Means over the queries of Kendall's tau-b with the ensemble, and of the overlap of both top tens."""
     taus, overlaps = [], []
     for query, judged in run.items():
+        if len(judged) < 2:
+            continue
         documents = list(judged)
         own, true = ([scores[query][document] for document in documents] for scores in (run, exact))
         taus.append(float(kendalltau(own, true).statistic))
         first, second = (np.argsort([-score for score in scores], kind="stable")[:10] for scores in (own, true))
-        overlaps.append(len(np.intersect1d(first, second)) / 10)
+        overlaps.append(len(np.intersect1d(first, second)) / len(first))
     return {"tau": float(np.nanmean(taus)), "overlap@10": float(np.mean(overlaps))}
-
-
-@contextlib.contextmanager
-def serving(oracle: Oracle) -> Iterator[str]:
-    """Serve the stand-in on this machine; yields its URL."""
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # which waits 40 ms between the headers and the body
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                content = json.dumps(oracle.answer(body)).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 if __name__ == "__main__":
