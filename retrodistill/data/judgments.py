@@ -50,20 +50,18 @@ class JudgmentLog:
             text: The query's text, where it is not in the collection.
 
         Raises:
-            UserError: An id cannot stand in a TSV file, or the folder cannot be written to.
+            UserError: An id cannot stand in a TSV file.
+            OSError: The folder cannot be written to; nothing half-written stays there.
         """
         for what, id_ in (("query", query_id), ("document", document_id)):
             if not id_.strip() or id_ != id_.strip() or not _SEPARATORS.isdisjoint(id_):
                 raise UserError(f"{what} id {id_!r} cannot be written to a TSV file; rename it.")
         line = f"{query_id}\t{document_id}\t{relevance}\n".encode()
-        try:
-            with self._thread, self._locked():
-                if text is not None and query_id not in _ids_of(self.folder / QUERIES):
-                    query = json.dumps({"_id": query_id, "text": text}, ensure_ascii=False)
-                    _append(self.folder / QUERIES, query.encode() + b"\n")
-                _append(self.folder / QRELS, line, _HEADER)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {(error.strerror or str(error)).lower()}.") from error
+        with self._thread, self._locked():
+            if text is not None and query_id not in _ids_of(self.folder / QUERIES):
+                query = json.dumps({"_id": query_id, "text": text}, ensure_ascii=False)
+                _append(self.folder / QUERIES, query.encode() + b"\n")
+            _append(self.folder / QRELS, line, _HEADER)
 
     def of(self, query_id: str) -> dict[str, int]:
         """The grades of a query's documents, with what other processes have appended meanwhile."""

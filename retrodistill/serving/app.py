@@ -307,7 +307,11 @@ def _add_judging(app: FastAPI, server: Server) -> None:
         if not served.holds(body.document_id):
             raise UserError(f"document_id {body.document_id!r} is not served here.")
         typed = None if query_id in served.queries else text
-        await asyncio.to_thread(server.log.append, query_id, body.document_id, body.relevance, typed)
+        try:
+            await asyncio.to_thread(server.log.append, query_id, body.document_id, body.relevance, typed)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ApiError(507, f"the judgment was not kept: its folder cannot be written to ({reason}).") from error
         server.metrics.event("judgment")
         return {"query_id": query_id, "document_id": body.document_id, "relevance": body.relevance}
 

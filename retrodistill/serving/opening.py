@@ -307,11 +307,11 @@ def alive(
         about: Encoders' names.
         indexes: By name, those that are built already.
     """
+    given: Any = ranker
     if getattr(ranker, "index_kind", None):
-        return IndexSystem(ranker, name, role, **about)  # type: ignore[arg-type]  # as the attribute says
+        return IndexSystem(given, name, role, **about)
     if ranker.kind == "bm25":
-        is_whole = ranker.ranks_documents(collection)
-        return LexicalSystem(ranker, collection, name, role) if is_whole else None
+        return LexicalSystem(given, collection, name, role) if ranker.ranks_documents(collection) else None
     if ranker.documents is not None and ranker.can_search and ranker.can_be_timed:
         built = {} if indexes is None else indexes
         if ranker.name not in built:

@@ -77,7 +77,7 @@ async function start() {
   get("second-label").hidden = searching.length < 2;
   get("first-label").hidden = !searching.length;
   get("add-filter").hidden = !Object.keys(fields()).length;
-  get("queries").hidden = !info.queries;
+  get("queries").hidden = get("jump").hidden = !info.queries;
   document.body.classList.toggle("alone", !info.queries);
   if (!searching.length) {
     get("search").hidden = true;
@@ -142,7 +142,7 @@ async function search(isNew = true) {
   } catch (error) {
     if (turn !== state.search) return;
     get("status").textContent = "";
-    get("sides").hidden = true;
+    get("sides").hidden = get("tabs").hidden = true;
     showError(error.message);
   } finally {
     if (turn === state.search) get("sides").removeAttribute("aria-busy");
@@ -154,11 +154,24 @@ function show(sides, shown) {
   const ranks = sides.map((side) => new Map(side.documents.map((each) => [each.document_id, each.rank])));
   get("sides").replaceChildren(...sides.map((side, place) => column(side, place, sides, ranks, shown)));
   get("sides").hidden = false;
+  showTabs(sides.map((side) => side.system));
   get("status").textContent = summary(sides, ranks, shown);
   for (const button of get("queries-list").querySelectorAll("button")) {
     if (button.dataset.id === sides[0].query_id) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
   }
+}
+
+// On a narrow screen, one side at a time.
+function showTabs(names) {
+  const choose = (place) => {
+    get("sides").dataset.shown = names.length > 1 ? place : "";
+    for (const [at, button] of [...get("tabs").children].entries()) button.setAttribute("aria-pressed", String(at === place));
+  };
+  const before = get("sides").dataset.shown;
+  get("tabs").replaceChildren(...names.map((name, place) => make("button", { type: "button", onclick: () => choose(place) }, name)));
+  get("tabs").hidden = names.length < 2;
+  choose(before === "0" ? 0 : 1);
 }
 
 function summary(sides, ranks, shown) {
@@ -195,7 +208,7 @@ function column(side, place, sides, ranks, shown) {
 }
 
 function item(found, place, sides, ranks) {
-  const title = found.title || (found.text ? "" : found.document_id);
+  const title = found.title || found.document_id;
   const entry = make("li", { tabindex: "0", "data-id": found.document_id, onmouseenter: same, onmouseleave: same, onfocusin: same, onfocusout: same },
     make("div", { class: "head" },
       make("span", {}, make("span", { class: "rank" }, `${found.rank}`), make("span", { class: "title" }, ...marked(title, sides[0].query))),
@@ -213,7 +226,7 @@ function item(found, place, sides, ranks) {
 
 function facts(found) {
   const values = Object.entries(found.fields ?? {}).map(([name, value]) => `${name}: ${String(Array.isArray(value) ? value.join(", ") : value).slice(0, 80)}`);
-  return [found.document_id, `score ${number(found.score)}`, ...values].join(" \u00b7 ");
+  return [found.title ? found.document_id : "", `score ${number(found.score)}`, ...values].filter(Boolean).join(" \u00b7 ");
 }
 
 // From the left system to the right one: on both sides, the rank in the other and the way there.
@@ -226,13 +239,13 @@ function movement(found, place, sides, ranks) {
   const [before, after] = place ? [rank, found.rank] : [found.rank, rank];
   const change = before - after;
   const kind = change > 0 ? "up" : change < 0 ? "down" : "";
-  const arrow = change > 0 ? "\u25b2" : change < 0 ? "\u25bc" : "=";
+  const arrow = change > 0 ? "\u25b2" : "\u25bc";
   return make("span", { class: `move ${kind}`, title: `rank ${rank} in ${name}` },
-    `${arrow}${change ? Math.abs(change) : ""} ${place ? `from ${before}` : `to ${after}`}`);
+    change ? `${arrow}${Math.abs(change)} ${place ? `from ${before}` : `to ${after}`}` : "same rank");
 }
 
 function marked(text, query) {
-  const words = [...new Set(query.toLowerCase().match(/[\p{L}\p{N}]{3,}/gu) ?? [])].slice(0, 30);
+  const words = [...new Set(query.toLowerCase().match(/[\p{L}\p{N}]{4,}/gu) ?? [])].slice(0, 30);
   if (!words.length) return [text];
   const pattern = new RegExp(`((?<![\\p{L}\\p{N}])(?:${words.join("|")})(?![\\p{L}\\p{N}]))`, "giu");
   return text.split(pattern).map((part, place) => (place % 2 ? make("mark", {}, part) : part));
@@ -353,7 +366,7 @@ function step(by) {
 }
 
 function walk(by) {
-  const entries = [...get("sides").querySelectorAll("li")];
+  const entries = [...get("sides").querySelectorAll("li")].filter((entry) => entry.offsetParent);
   const at = entries.indexOf(document.activeElement?.closest("#sides li"));
   entries[at < 0 ? 0 : Math.min(Math.max(at + by, 0), entries.length - 1)]?.focus();
 }
