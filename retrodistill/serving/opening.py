@@ -16,7 +16,6 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import read_json
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.core.runtime import log
-from retrodistill.core.stores import slug
 from retrodistill.data import Collection, Texts, load_collection
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, encode_with
@@ -24,7 +23,7 @@ from retrodistill.encoders.names import KINDS, check_can_search, parse_model_nam
 from retrodistill.evaluation.examples import MEASURE
 from retrodistill.evaluation.measures import Grades
 from retrodistill.evaluation.results import Results, SystemResult
-from retrodistill.evaluation.systems import PER_QUERY, read_per_query, split_of
+from retrodistill.evaluation.systems import PER_QUERY, read_per_query, run_file, split_of
 from retrodistill.indexes import build_index, load_index
 from retrodistill.indexes.base import Index
 from retrodistill.indexes.columns import records_of
@@ -110,6 +109,7 @@ class Served:
         if not able:
             raise UserError(f"no system here can {can}.")
         preferred = [system for system in able if system.name in self.pair[1:]]
+        preferred += [system for system in able if system.role == "student"]
         return self.systems[name] if name is not None else [*preferred, *able][0]
 
     def records(self, system: System, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -266,9 +266,8 @@ class _JobSystems:
         return opened or self._recorded(name, role, about)
 
     def _recorded(self, name: str, role: Any, about: dict[str, Any]) -> System:
-        files = [self._folder / "runs" / f"{slug(name)}{ending}" for ending in (".run", ".parquet")]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
+        file = run_file(self._folder, name)
+        if not file.is_file():
             raise UserError(f"{self._folder} has neither an index nor a run of {name}; run the job again.")
         return RecordedSystem(partial(read_run, file), self._job.test, self._job.collection, name, role, **about)
 
@@ -364,7 +363,8 @@ def _of_index(place: str, corpus: Collection | None, queries: str | None) -> Ser
     by = short_name(index.documents_by)
     own = IndexSystem(index, name, documents_by=by, queries_by=short_name(getattr(index.queries, "name", "")))
     systems: dict[str, System] = {name: own}
-    if index.queries is not None and not index.space.holds_documents_of(index.queries):
+    # Token weights without a model are those of the documents' own model.
+    if index.queries is not None and index.queries.has_model and not index.space.holds_documents_of(index.queries):
         teacher = _documents_model(index)
         if teacher is not None:
             other = copy.copy(index)

@@ -82,7 +82,7 @@ class System:
     @property
     def is_dense(self) -> bool:
         """Whether its encoder gives one dense vector per text."""
-        return self.encoder is not None and self.encoder.kind in DENSE
+        return self.encoder is not None and self.encoder.has_model and self.encoder.kind in DENSE
 
     def find(self, queries: Texts, k: int, filter: Filter | None = None) -> Run:
         """The best k documents of each query, or fewer if fewer pass the filter."""

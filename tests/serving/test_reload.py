@@ -88,7 +88,9 @@ class TestPlaces:
     def test_an_index_of_other_queries_comes_with_its_documents_own_model(self, served, small, tiny_model, tmp_path):
         import retrodistill as rd
 
-        rd.distill(small, f"dense:{tiny_model}", objective="leaf", out=tmp_path / "student")
+        model = f"dense:{tiny_model}"
+        training = {"epochs": 1, "batch_size": 4}
+        rd.distill(small, model, objective="leaf", document_encoder=model, training=training, out=tmp_path / "student")
         build_index(small, f"dense:{tiny_model}", f"static:{tmp_path / 'student'}").save(tmp_path / "index")
         client = served(tmp_path / "index")
         assert client.get("/info").json()["pair"] == ["index, teacher's queries", "index"]
