@@ -73,7 +73,7 @@ class Server:
             new = await asyncio.to_thread(self._started)
             old, self.served = self.served, new
             self.metrics.event("reload")
-            await asyncio.to_thread(old.close)
+            await asyncio.to_thread(old.stop)
             return new
 
     async def compute(self, request: Request, served: Served, system: System, work: Work) -> Answer:

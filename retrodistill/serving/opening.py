@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -88,10 +89,16 @@ class Served:
             self.workers[name] = Worker(system.answer, f"system {name}", most=batch, waiting=waiting, locks=own)
         return self
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Answer what waits, and end the threads."""
         for worker in self.workers.values():
             worker.close()
+
+    def close(self) -> None:
+        """Stop, and release stores; no answer may be under way, since it may still read texts."""
+        self.stop()
+        for system in self.systems.values():
+            system.close()
 
     def system(self, name: str | None, can: str, is_able: Callable[[System], bool]) -> System:
         """The system of a name, or the first that is able to do what `can` says; else a UserError or KeyError.
@@ -115,8 +122,7 @@ class Served:
     def records(self, system: System, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Title, text, and fields of documents or passages, as far as they are known."""
         if self.collection is None:
-            index = getattr(system, "index", None)
-            return [{} for _ in ids] if index is None else index.fields_of(ids)
+            return [{} for _ in ids] if system.index is None else system.index.fields_of(ids)
         found = records_of(self.collection, ids)
         if self.collection.parents is None:
             return found
@@ -127,11 +133,11 @@ class Served:
         """Whether there is a document of this id."""
         if self.collection is not None:
             return document_id in self.collection.whole.documents
-        indexes = [system.index for system in self.systems.values() if isinstance(system, IndexSystem)]
-        try:
-            return any(index.fields_of([document_id]) is not None for index in indexes)
-        except UserError:
-            return False
+        for system in self.systems.values():
+            with suppress(UserError):
+                if system.index is not None and len(system.index.fields_of([document_id])) == 1:
+                    return True
+        return False
 
     @property
     def has_texts(self) -> bool:
@@ -184,8 +190,8 @@ def open_places(places: Sequence[str], *, collection: str | None = None, queries
             parts.append(_of_student(folder))
         else:
             parts.append(_of_name(place, corpus))
-    served = parts[0]
-    for other in parts[1:]:
+    served, *others = sorted(parts, key=lambda part: not len(part.queries))  # test queries are those of the first
+    for other in others:
         if twice := served.systems.keys() & other.systems.keys():
             raise UserError(
                 f"two systems are called {sorted(twice)[0]!r}; serve them one at a time, or rename a folder."
@@ -242,7 +248,8 @@ class _JobSystems:
         """A system by its row of the table."""
         about: dict[str, Any] = {"documents_by": shown.documents_by, "queries_by": shown.queries_by}
         opened = self._open(row, about)
-        if row.name in self._baselines and (asked := self._baselines[row.name].queries) is not None:
+        asked = self._baselines[row.name].queries if row.name in self._baselines else None
+        if asked is not None and not opened.is_recorded:
             opened.rewrites = asked
         return opened
 

@@ -57,6 +57,7 @@ class System:
         size: Number of documents; 0 if it does not search.
         is_recorded: It only answers queries whose results were recorded.
         schema: Fields that filters compare.
+        index: Its index or exported store; None for other systems.
         encoder: Its encoder of queries; None if there is none.
         judge: What scores pairs of texts, by ``score(pairs)``; None if nothing does.
         models: Objects that two systems must not use at the same time.
@@ -66,6 +67,7 @@ class System:
     size = 0
     is_recorded = False
     schema = schema_with_ids(None)
+    index: Any = None
     encoder: Any = None
     judge: Any = None
     models: Sequence[Any] = ()
@@ -83,6 +85,11 @@ class System:
     def is_dense(self) -> bool:
         """Whether its encoder gives one dense vector per text."""
         return self.encoder is not None and self.encoder.has_model and self.encoder.kind in DENSE
+
+    def close(self) -> None:
+        """Release what it holds open, such as the folder of a store."""
+        if hasattr(self.index, "close"):
+            self.index.close()
 
     def find(self, queries: Texts, k: int, filter: Filter | None = None) -> Run:
         """The best k documents of each query, or fewer if fewer pass the filter."""

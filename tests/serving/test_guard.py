@@ -110,6 +110,24 @@ class TestTime:
         assert [len(future.result(20).value) for future in (first, second)] == [1, 1]
         assert 'retrodistill_events_total{event="queue full"} 1.0' in client.get("/metrics").text
 
+    def test_a_body_that_does_not_arrive_is_408(self, client):
+        import asyncio
+
+        sent = []
+
+        async def receive():
+            await asyncio.sleep(20)
+
+        async def send(message):
+            sent.append(message)
+
+        app = client.app
+        app._limits = app._limits.model_copy(update={"seconds": 0.02})
+        scope = {"type": "http", "method": "POST", "path": "/search", "headers": []}
+        asyncio.run(app(scope, receive, send))
+        assert sent[0]["status"] == 408
+        assert b"0.02 seconds" in sent[1]["body"]
+
 
 class TestHeaders:
     def test_the_page_may_only_run_its_own_script_and_ask_its_own_server(self, client):

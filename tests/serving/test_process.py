@@ -2,6 +2,7 @@ import http.client
 import json
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -59,6 +60,12 @@ class TestPort:
             accepted, _ = listener.accept()
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             accepted.close()
+
+    def test_a_missing_package_is_said(self, call, monkeypatch):
+        monkeypatch.setitem(sys.modules, "uvicorn", None)
+        status, _, err = call("serve", "no-such-folder", "--port", 0)
+        assert status == 2
+        assert "pip install 'retrodistill[serve]'" in err
 
     def test_another_machine_s_address_is_said(self):
         with pytest.raises(UserError, match=r"192\.0\.2\.1"):
