@@ -145,8 +145,14 @@ def make_app(server: Server, *, token: str | None = None, hosts: Sequence[str] |
         yield
         await asyncio.to_thread(server.served.close)
 
-    # Their pages of documentation load scripts from elsewhere.
-    app = FastAPI(title="retrodistill", version=_version(), docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="retrodistill",
+        version=_version(),
+        docs_url=None,  # its pages of documentation load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
     _add_errors(app)
     _add_facts(app, server)
     _add_search(app, server)
