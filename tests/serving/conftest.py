@@ -1,11 +1,8 @@
 import pytest
-from fastapi.testclient import TestClient
+from answers import client_of
 
 from retrodistill.data import Collection
 from retrodistill.indexes import build_index
-from retrodistill.serving.app import Server, make_app
-from retrodistill.serving.guard import Limits
-from retrodistill.serving.opening import open_places
 
 ANIMALS = {  # words of the tiny model
     "a": ("heart", "the heart and the artery of a whale"),
@@ -40,18 +37,12 @@ def index_folder(small, tiny_model, tmp_path_factory):
 
 @pytest.fixture
 def served():
-    """``(places, token=..., judgments=..., limits) -> TestClient``, closed after the test."""
+    """As `client_of`, closed after the test."""
     clients = []
 
-    def start(*places, token=None, collection=None, judgments=None, hosts=None, **limits):
-        def opened():
-            return open_places([str(place) for place in places], collection=collection)
-
-        server = Server(opened, Limits(**limits), judgments)
-        client = TestClient(make_app(server, token=token, hosts=hosts), raise_server_exceptions=False)
-        client.server = server
-        clients.append(client)
-        return client
+    def start(*places, **options):
+        clients.append(client_of(*places, **options))
+        return clients[-1]
 
     yield start
     for client in clients:

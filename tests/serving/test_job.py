@@ -2,7 +2,7 @@ import json
 import shutil
 
 import pytest
-from answers import message
+from answers import client_of, message
 
 from retrodistill.core.errors import UserError
 from retrodistill.recipes import parse_recipe, run_recipe
@@ -44,9 +44,13 @@ def job(tiny_folder, tiny_model, tiny_cross_encoder, tmp_path_factory):
     return folder / "out"
 
 
-@pytest.fixture
-def client(served, job):
-    return served(job)
+@pytest.fixture(scope="module")
+def client(job):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETRODISTILL_CACHE", str(job.parent / "cache"))
+        started = client_of(job)
+    yield started
+    started.server.served.close()
 
 
 class TestSystems:
@@ -74,11 +78,12 @@ class TestSystems:
         assert answer.status_code == 422
         assert "only the queries of the test set" in message(answer)
 
-    def test_an_unknown_query_of_a_live_system_fills_no_store(self, client, job):
+    def test_an_unknown_query_of_a_live_system_fills_no_store(self, client, job, tmp_path):
         before = {file for file in job.parent.rglob("*") if file.is_file()}
         for system in ("teacher", "ensemble", "student", "reranker"):
             assert client.post("/search", json={"query": "heart of the moon", "system": system}).status_code == 200
         assert {file for file in job.parent.rglob("*") if file.is_file()} == before
+        assert not [file for file in tmp_path.rglob("*") if file.is_file()]  # nor in the cache of this test
 
     def test_the_re_ranker_and_the_student_have_the_other_apis(self, client):
         body = {"query": "heart", "documents": ["a star", "the heart"], "model": "reranker"}
