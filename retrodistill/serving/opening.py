@@ -197,6 +197,7 @@ def open_places(places: Sequence[str], *, collection: str | None = None, queries
                 f"two systems are called {sorted(twice)[0]!r}; serve them one at a time, or rename a folder."
             )
         served.systems |= other.systems
+        served.name += f", {other.name}"
         served.collection = served.collection or other.collection
     if len(served.pair) < 2:
         served.pair = [name for name, system in served.systems.items() if system.can_search][:2]
