@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from retrodistill.cli.app import JsonOption, PassagesOption, app, show, show_json, this_command, with_engine
+from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import set_quiet
+
+if TYPE_CHECKING:
+    from retrodistill.data import Collection
 
 SplitOption = Annotated[
     str | None, Option(help="Split whose judgments are used; by default test, or dev for msmarco, as in BEIR.")
@@ -17,6 +21,12 @@ TeacherOption = Annotated[
     str | None, Option(help="Also measure agreement with this teacher: dense:NAME, cross-encoder:NAME, bm25, run:FILE.")
 ]
 
+QrelsOption = Annotated[
+    Path | None,
+    Option(
+        help="Judgments to add to the split: a folder of judgments of 'serve', or a file; the last of a pair counts."
+    ),
+]
 SameIdOption = Annotated[
     str | None,
     Option(
@@ -38,6 +48,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     ],
     passages: PassagesOption = None,
     split: SplitOption = None,
+    qrels: QrelsOption = None,
     measure: Annotated[
         list[str] | None,
         Option(help="ndcg@k, mrr@k..., or any string of ir_measures, e.g. RR(rel=2)@10; BEIR's by default."),
@@ -62,7 +73,12 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     set_quiet(as_json)
     cost_config = CostConfig(threads) if cost else None
     config = EvaluationConfig(split, measure, depth, teacher, cost_config, same_id, this_command())
-    results = benchmark(system, collection, config, out, passages=passages)
+    judged: list[str | Collection] = [*collection]
+    if qrels is not None:
+        if len(collection) > 1:
+            raise UserError(f"--qrels are of one collection, and {len(collection)} are given; evaluate one at a time.")
+        judged, passages = [_judged(collection[0], passages, split, qrels)], None
+    results = benchmark(system, judged, config, out, passages=passages)
     if out is not None:
         for evaluation in results.evaluations:
             write_report(out / evaluation.results.collection)
@@ -84,6 +100,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
     collection: Annotated[str | None, Option(help="For systems measured now, and for texts of queries.")] = None,
     passages: PassagesOption = None,
     split: SplitOption = None,
+    qrels: QrelsOption = None,
     measure: Annotated[str, Option(help="Measure to compare.")] = "ndcg@10",
     same_id: SameIdOption = None,
     teacher: TeacherOption = None,
@@ -99,10 +116,32 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
 
     set_quiet(as_json)
     corpus = None if collection is None else load_collection(collection, passages=passages)
+    if qrels is not None:
+        if collection is None:
+            raise UserError("--qrels are added to a collection; give it with --collection.")
+        corpus = _judged(collection, passages, split, qrels)
     comparison = compare_named(
-        system, corpus, split, measure, teacher, every_pair=every_pair, shown=shown, same_id=same_id, seed=seed
+        system,
+        corpus,
+        split,
+        measure,
+        teacher,
+        every_pair=every_pair,
+        shown=shown,
+        same_id=same_id,
+        seed=seed,
+        rejudge=qrels is not None,
     )
     if as_json:
         show_json(comparison.to_json())
     else:
         show(comparison_text(comparison))
+
+
+def _judged(collection: str, passages: str | None, split: str | None, qrels: Path) -> Collection:
+    """A collection with more judgments of the split that is measured."""
+    from retrodistill.data import load_collection, with_judgments
+    from retrodistill.evaluation.systems import split_of
+
+    loaded = load_collection(collection, passages=passages)
+    return with_judgments(loaded, qrels, split_of(loaded, split))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -202,7 +203,7 @@ def _run(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
         show("\n" + examples_text(results))
     for note in results.notes:
         show(note if note in results.warnings else f"note: {note}")
-    show(f"\n{out / 'results.json'}\n{out / 'report.html'}")
+    show(f"\n{out / 'results.json'}\n{out / 'report.html'}\n{shlex.join(['retrodistill', 'serve', str(out)])}")
 
 
 def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:

@@ -12,12 +12,23 @@ from retrodistill.data.beir import load_folder, load_public
 from retrodistill.data.collection import Collection, Qrels
 from retrodistill.data.demo import load_demo
 from retrodistill.data.hubs import load_huggingface, load_irdatasets
+from retrodistill.data.judgments import with_judgments
 from retrodistill.data.leaks import Leak, leaks
 from retrodistill.data.parents import PassageSettings
 from retrodistill.data.passages import with_passages
 from retrodistill.data.texts import Texts
 
-__all__ = ["Collection", "Leak", "PassageSettings", "Qrels", "Texts", "leaks", "load_collection", "with_passages"]
+__all__ = [
+    "Collection",
+    "Leak",
+    "PassageSettings",
+    "Qrels",
+    "Texts",
+    "leaks",
+    "load_collection",
+    "with_judgments",
+    "with_passages",
+]
 
 _FORMS = "'demo', 'beir/<name>', 'ir_datasets:<id>', 'hf:<name or folder>', or a folder in BEIR's layout"
 _LOADERS: dict[str, Callable[[str], Collection]] = {

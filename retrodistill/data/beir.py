@@ -126,17 +126,18 @@ def _fetch(name: str, folder: Path, temporary: Path) -> None:
 def _source(corpus: Table, queries: Table | None, qrels: dict[str, Table], warnings: list[str]) -> Source:
     no_queries = "there is no queries.jsonl: queries can only be drawn from the documents."
     return Source(
-        documents=partial(_records, corpus, DOCUMENT_COLUMNS, records.document_of, "document"),
-        queries=partial(_records, queries, QUERY_COLUMNS, records.query_of, "query") if queries else lambda: iter(()),
-        qrels={split: partial(_judgments, table) for split, table in qrels.items()},
+        documents=partial(records_in, corpus, DOCUMENT_COLUMNS, records.document_of, "document"),
+        queries=partial(records_in, queries, QUERY_COLUMNS, records.query_of, "query") if queries else lambda: iter(()),
+        qrels={split: partial(judgments_in, table) for split, table in qrels.items()},
         where={"documents": corpus.where, "queries": queries.where if queries else ""},
         warnings=(*warnings, *(() if queries else (no_queries,))),
     )
 
 
-def _records(
+def records_in(
     table: Table, columns: Columns, parse: Callable[[Mapping[str, Any], str, int], _Record], what: str
 ) -> Iterator[_Record]:
+    """The parsed records of a table; an empty one is a UserError that says `what` is missing."""
     where, place = table.where, 0
     for place, record in table.records(columns):
         yield parse(record, where, place)
@@ -144,7 +145,8 @@ def _records(
         raise UserError(f"{table.path} is empty: it holds no {what}; expected one {columns.wanted} or more.")
 
 
-def _judgments(table: Table) -> Iterator[Judgment]:
+def judgments_in(table: Table) -> Iterator[Judgment]:
+    """The judgments of a table."""
     where = table.where
     for place, record in table.records(JUDGMENT_COLUMNS):
         yield records.judgment_of(record, where, place)

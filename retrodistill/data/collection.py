@@ -81,7 +81,11 @@ class Qrels:
 def judgments_of(queries: Texts, splits: Iterable[Qrels]) -> Qrels:
     """The judgments of some queries in several splits. The last one of a repeated pair counts."""
     wanted = pa.array(queries.ids, pa.string())
-    tables = [judged.table.filter(pc.is_in(judged.table["query_id"], wanted)) for judged in splits]
+    return last_judgments(judged.table.filter(pc.is_in(judged.table["query_id"], wanted)) for judged in splits)
+
+
+def last_judgments(tables: Iterable[pa.Table]) -> Qrels:
+    """The rows of several tables of judgments. The last one of a repeated pair counts."""
     table = pa.concat_tables([JUDGMENT_SCHEMA.empty_table(), *tables])
     last = table.group_by(JUDGMENT_SCHEMA.names[:2], use_threads=False).aggregate([("relevance", "last")])
     return Qrels(last.rename_columns(JUDGMENT_SCHEMA.names))

@@ -18,7 +18,7 @@ from retrodistill.core.manifest import FILE_NAME
 from retrodistill.data import Collection, load_collection
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.evaluating import EvaluationConfig, evaluate
-from retrodistill.evaluation.measures import parse_measure
+from retrodistill.evaluation.measures import Grades, evaluate_run, parse_measure
 from retrodistill.evaluation.results import Agreement
 from retrodistill.evaluation.significance import LEAST, paired_tests
 from retrodistill.evaluation.systems import PER_QUERY, Measured, read_folder, split_of
@@ -141,12 +141,14 @@ def compare_named(  # noqa: PLR0913 - one option each
     shown: int = 5,
     same_id: str | None = None,
     seed: int = 0,
+    rejudge: bool = False,
 ) -> Comparison:
     """Compare systems by name: ``FOLDER`` of an evaluation (all its systems), ``FOLDER:SYSTEM``, or as for `evaluate`.
 
     The last are measured now, on the split of the collection, which has the texts of queries too. With a teacher, what
     `load_ranker` takes, agreement with it is also measured. `same_id` is that of
-    `EvaluationConfig`; the other arguments are those of `compare`.
+    `EvaluationConfig`; the other arguments are those of `compare`. With `rejudge`, systems of folders are measured
+    again: their runs, on their queries, by the judgments that the collection has now.
 
     Raises:
         UserError: As `compare` and `evaluate`; or a collection is needed and not given.
@@ -169,6 +171,9 @@ def compare_named(  # noqa: PLR0913 - one option each
         _aligned(tables, measure)
     now = evaluate(new, source, EvaluationConfig(split, [measure])) if new and source else None
     measured = _measured(names, homes, {} if now is None else now.measured)
+    if rejudge and source is not None:
+        judged = source.relevance(split_of(source, split)).to_dict()
+        measured = {title: _rejudged(system, judged, measure) for title, system in measured.items()}
     tables = _tables(measured)
     texts = None if source is None else source.queries
     comparison = compare(tables, measure, every_pair=every_pair, shown=shown, texts=texts, seed=seed)
@@ -181,6 +186,14 @@ def compare_named(  # noqa: PLR0913 - one option each
     runs = {title: system.load_run() for title, system in measured.items()}
     queries = source.queries.select(list(next(iter(measured.values())).values(measure)))
     return replace(comparison, agreement=agreements(ranker, runs, source, queries, grades))
+
+
+def _rejudged(system: Measured, grades: Grades, measure: str) -> Measured:
+    """A system by its run and these judgments, on the queries that it was measured on."""
+    if system.per_query is None:
+        return system
+    own = {query: grades[query] for query in system.per_query["query_id"].to_pylist() if query in grades}
+    return replace(system, per_query=evaluate_run(system.load_run(), own, [measure]))
 
 
 def _home(name: str) -> tuple[Path, str | None] | None:

@@ -271,11 +271,15 @@ def read_folder(folder: str | Path) -> dict[str, Measured]:
     content = Results.from_json(read_json(place / "results.json"))
     measured = {}
     for name, table in tables.items():
-        names = [f"{stem}{ending}" for stem in (slug(name), name) for ending in (".run", ".parquet")]
-        runs = [place / "runs" / file for file in names]
-        run = next((file for file in runs if file.is_file()), runs[0])  # the one that should exist, if none does
-        measured[name] = Measured(content.system(name), run, table)
+        measured[name] = Measured(content.system(name), run_file(place, name), table)
     return measured
+
+
+def run_file(folder: Path, name: str) -> Path:
+    """The run of a system in an evaluated folder; the file that should exist, if none does."""
+    names = [f"{stem}{ending}" for stem in (slug(name), name) for ending in (".run", ".parquet")]
+    runs = [folder / "runs" / file for file in names]
+    return next((file for file in runs if file.is_file()), runs[0])
 
 
 def read_per_query(folder: str | Path) -> dict[str, pa.Table]:

@@ -21,7 +21,7 @@ from retrodistill.core.files import atomic_folder, check_replaceable, digest, fi
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.data.collection import Collection
 from retrodistill.data.fields import type_names
-from retrodistill.data.filters import Filtering, mask_of, parse_filter
+from retrodistill.data.filters import Filtering, parse_filter
 from retrodistill.data.parents import Parents, PassageSettings
 from retrodistill.data.passages import cut_documents, untitled, with_passages
 from retrodistill.data.texts import Texts, id_places
@@ -33,18 +33,21 @@ from retrodistill.encoders.reading import readable, readable_queries
 from retrodistill.encoders.space import EmbeddingSpace, changes_of_queries
 from retrodistill.indexes.columns import (
     COLUMNS_FILE,
+    ID,
     Records,
     new_rows,
     of_passages,
+    passing_rows,
     read_columns,
     row_of,
+    schema_with_ids,
     write_columns,
 )
 from retrodistill.rankers.protocol import DEPTH, Queries, Ranker, as_queries, wanted_depth, with_content
 from retrodistill.runs.documents import best_documents, by_document, in_blocks, passage_pairs
 from retrodistill.runs.run import Run
 
-_IDS_FILE, _ID = "ids.parquet", "document_id"
+_IDS_FILE = "ids.parquet"
 _OTHER_FILES = ("made-from.json",)  # recipes write it into the folder
 _ABOUT = ("space", "name", "queries_by", "checksums")
 
@@ -344,8 +347,7 @@ class Index(Ranker):
     @property
     def schema(self) -> pa.Schema:
         """Names and types of what filters compare: the columns that are stored, and ``document_id``."""
-        stored = pa.schema([]) if self.columns is None else self.columns.schema
-        return stored if _ID in stored.names else stored.append(pa.field(_ID, pa.string()))
+        return schema_with_ids(self.columns)
 
     def fields_of(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """What the index stores of each of the documents: fields by name, and title and text if they are stored.
@@ -393,7 +395,7 @@ class Index(Ranker):
                 self._write(temporary)
             except RuntimeError as error:  # of FAISS, which also reports a full disk this way
                 raise OSError(str(error).strip().splitlines()[-1]) from error
-            table = {_ID: pa.array(self.ids, pa.string()), "label": pa.array(self._labels(), pa.int64())}
+            table = {ID: pa.array(self.ids, pa.string()), "label": pa.array(self._labels(), pa.int64())}
             if self.parents is not None:
                 table["parent_id"] = self.parents.column
             pq.write_table(pa.table(table), temporary / _IDS_FILE)
@@ -480,17 +482,12 @@ class Index(Ranker):
         """What `_found` takes: ascending rows of what is indexed and passes a filter; None if everything does."""
         if filter is None:
             return None
-        parsed = parse_filter(filter, self.schema)
-        names = {condition.field for condition in parsed.conditions}
-        if not names:
-            return None
-        table = pa.table({}) if self.columns is None else self.columns
-        columns = {name: table[name] for name in names.intersection(table.column_names)}
-        if _ID in names:
-            ids = self.ids if self.parents is None else self.parents.column.cast(pa.string())
-            columns.setdefault(_ID, pa.chunked_array([ids], pa.string()))
-        rows = np.flatnonzero(mask_of(parsed, pa.table(columns)))
-        return None if len(rows) == len(self) else rows
+
+        def ids() -> Any:
+            return self.ids if self.parents is None else self.parents.column.cast(pa.string())
+
+        rows = passing_rows(parse_filter(filter, self.schema), self.columns, ids)
+        return None if rows is None or len(rows) == len(self) else rows
 
     @cached_property
     def _rows_by_id(self) -> dict[str, int]:
@@ -675,7 +672,7 @@ def _open(folder: Path, kind: str) -> StoredIndex:
             raise UserError(f"{folder / name} is missing, cut short or altered (checksum); build the index again.")
     table = pq.read_table(folder / _IDS_FILE)
     space = EmbeddingSpace.from_json(manifest.about["space"])
-    ids, labels = table[_ID].to_pylist(), table["label"].to_numpy()
+    ids, labels = table[ID].to_pylist(), table["label"].to_numpy()
     space = replace(space, documents_by=found_from(space.documents_by, folder) or "")
     about = {**manifest.about, "queries_by": found_from(manifest.about["queries_by"], folder)}
     rule, parents = manifest.about.get("passages"), None

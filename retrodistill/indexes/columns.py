@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,10 +13,11 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.data.collection import Collection
 from retrodistill.data.fields import fields_table, type_name
-from retrodistill.data.filters import listed
+from retrodistill.data.filters import Filter, listed, mask_of
 from retrodistill.data.texts import Texts, take_rows
 
 COLUMNS_FILE = "documents.arrow"
+ID = "document_id"
 TEXTS = ("title", "text")  # no field has these names
 Choice: TypeAlias = Literal["all", "none"] | list[str]
 Records: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -69,6 +70,30 @@ def row_of(columns: pa.Table | None, row: int) -> dict[str, Any]:
     # Taking several rows of a table would first join its chunks.
     values = columns.slice(row, 1).to_pylist()[0]
     return {name: value for name, value in values.items() if value is not None and (name, value) != ("title", "")}
+
+
+def schema_with_ids(columns: pa.Table | None) -> pa.Schema:
+    """Names and types of what filters compare: the columns, and ``document_id``, unless a field has that name."""
+    stored = pa.schema([]) if columns is None else columns.schema
+    return stored if ID in stored.names else stored.append(pa.field(ID, pa.string()))
+
+
+def passing_rows(parsed: Filter, columns: pa.Table | None, ids: Callable[[], Any]) -> np.ndarray | None:
+    """Ascending rows of documents that pass a filter; None for a filter without conditions.
+
+    Args:
+        parsed: A filter on `schema_with_ids`.
+        columns: What is stored of the documents.
+        ids: Gives their (n,) ids, an Arrow array or a list; called if the filter needs them.
+    """
+    names = {condition.field for condition in parsed.conditions}
+    if not names:
+        return None
+    table = pa.table({}) if columns is None else columns
+    used = {name: table[name] for name in names.intersection(table.column_names)}
+    if ID in names:
+        used.setdefault(ID, pa.chunked_array([ids()], pa.string()))
+    return np.flatnonzero(mask_of(parsed, pa.table(used)))
 
 
 def new_rows(

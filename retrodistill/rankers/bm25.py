@@ -47,8 +47,8 @@ class BM25:
             known = [term for term in terms if term in self._index.vocab_dict]
             yield self._index.get_scores(known) if known else np.zeros(len(self.documents), dtype=np.float32)
 
-    def search(self, texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best documents that share a term with the query.
+    def search(self, texts: Sequence[str], k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The k best documents that share a term with the query, of all or of those in the (m,) rows `among`.
 
         Returns:
             rows (q, k) int64, padded with -1, and scores (q, k) float32, best first. Of documents that tie for the last
@@ -58,6 +58,10 @@ class BM25:
         rows = np.full((len(texts), k), -1, dtype=np.int64)
         best_scores = np.zeros((len(texts), k), dtype=np.float32)
         for query, scores in enumerate(self.scores(texts)):
+            if among is not None:
+                passing = np.zeros_like(scores)
+                passing[among] = scores[among]
+                scores = passing  # noqa: PLW2901 - the others do not count
             best = top_k(scores, k, self.documents.id_order)
             best = best[scores[best] > 0]
             rows[query, : len(best)], best_scores[query, : len(best)] = best, scores[best]

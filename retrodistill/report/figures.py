@@ -1,4 +1,4 @@
-"""Figures as SVG: deterministic, with real text, and with colors and line styles from templates/page.css."""
+"""Figures as SVG: deterministic, with real text, and with the colors and line styles of the page's style sheets."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def page_text(results: Results) -> str:
         answer=sentences,
         sections={name: context for name, make in _SECTIONS.items() if (context := make(results)) is not None},
         roles=[role for role in ROLES if results.with_role(role)],  # type: ignore[arg-type]
-        style=text.source("page.css"),
+        style=text.source("colors.css") + text.source("page.css"),
         script=script,
         # Only this script may run, and nothing may be loaded, whatever a document contains.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

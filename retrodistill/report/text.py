@@ -166,10 +166,10 @@ def _without_folders(part: str) -> str:
 _FORMATS = ("measure", "percent", "number", "thousands", "milliseconds", "duration", "measure_title", "plain")
 
 
-def environment(escape: bool) -> Environment:
+def environment(escape: bool, package: str = "retrodistill.report") -> Environment:
     """Jinja2 with the files in templates/ and the formats above as filters; `escape` escapes values for HTML."""
     templates = Environment(
-        loader=PackageLoader("retrodistill.report"),
+        loader=PackageLoader(package),
         autoescape=escape,
         undefined=StrictUndefined,  # a misspelled name must not print as nothing
         trim_blocks=True,
@@ -180,6 +180,6 @@ def environment(escape: bool) -> Environment:
     return templates
 
 
-def source(name: str) -> str:
+def source(name: str, package: str = "retrodistill.report") -> str:
     """The text of a file in templates/."""
-    return (resources.files("retrodistill.report") / "templates" / name).read_text(encoding="utf-8")
+    return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ import pytest
 
 from retrodistill.report.text import source
 
-STYLE, SCRIPT = source("page.css"), source("page.js")
+STYLE, SCRIPT = source("colors.css") + source("page.css"), source("page.js")
 
 SCHEMES = [dict(re.findall(r"--(\w+): (#[0-9a-f]+)", block)) for block in re.findall(r":root \{(.*?)\}", STYLE, re.S)]
 
