@@ -117,7 +117,9 @@ def scores_pairs(name: str) -> bool:
             return True
         if (base := _base_of(name, place)) is not None:
             return bool(_model_file(place, ADAPTER).get("modules_to_save")) or scores_pairs(base)
-        return any(kind.endswith(("ForSequenceClassification", "ForCausalLM")) for kind in _architectures(place))
+        own_code = (_model_file(place, "config.json") or {}).get("auto_map") or {}
+        heads = ("ForSequenceClassification", "ForCausalLM")
+        return any(kind.endswith(heads) for kind in (*_architectures(place), *own_code))
 
 
 def load_multi_vector(name: str, *, keep_adapters: bool = False) -> MultiVectorEncoder:

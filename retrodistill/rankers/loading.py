@@ -11,7 +11,7 @@ from typing import Any, Literal
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel
-from retrodistill.encoders.loading import load_cross_encoder
+from retrodistill.encoders.loading import load_cross_encoder, scores_pairs
 from retrodistill.encoders.names import KINDS, MODEL_KINDS, ModelName, cannot_search, check_can_search, parse_model_name
 from retrodistill.rankers.bi_encoder import DenseRanker, MultiVectorRanker, SparseRanker
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker
@@ -89,6 +89,11 @@ def _of_name(name: ModelName, store: Path | None) -> Ranker:
     if not kind.is_cross_encoder:
         return of_encoder(load_encoder(name), store)
     model = load_cross_encoder(name.name, keep_adapters=True)
+    if not scores_pairs(name.name):
+        raise UserError(
+            f"model {name.name} has no head that scores pairs, so its scores would be random; name it "
+            f"'dense:{name.name}', or train a cross-encoder from it."
+        )
     own = _kind_of(model)  # students that re-rank are saved as cross-encoders
     if name.kind not in (own, "cross-encoder"):
         raise UserError(f"model {name.name} is not a {name.kind} student but a {own}; name it '{own}:{name.name}'.")

@@ -445,3 +445,17 @@ class TestEnsembleOnOneQuery:
         found = Ensemble([load_ranker("bm25"), dense], [0.3, 0.7]).search(asked, tiny, 5)
         alone = Ensemble([dense]).search(asked, tiny, 5)
         assert found.document_ids.tolist() == alone.document_ids.tolist()
+
+
+class TestModelsWithoutAHead:
+    def test_a_bi_encoder_is_no_cross_encoder(self, tiny_model):
+        with pytest.raises(UserError, match=r"has no head that scores pairs, .* name it 'dense:"):
+            load_ranker(f"cross-encoder:{tiny_model}")
+
+    def test_a_plain_transformer_is_none_either(self, tiny_model, tmp_path):
+        from transformers import AutoModel, AutoTokenizer
+
+        for part in (AutoModel, AutoTokenizer):
+            part.from_pretrained(tiny_model).save_pretrained(tmp_path)
+        with pytest.raises(UserError, match=r"has no head that scores pairs"):
+            load_ranker(f"cross-encoder:{tmp_path}")
