@@ -2,8 +2,8 @@
 
 import torch
 import transformers
-from conftest import FILLERS, TOPICS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from topics import FILLERS, TOPICS
 from transformers import PreTrainedTokenizerFast
 
 WORDS = [*sorted({word for topic in TOPICS.values() for word in topic}), *FILLERS, "what", "all", "about", "today"]

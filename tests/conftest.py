@@ -13,20 +13,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models spend their time waiting for each other's threads otherwise
 
 import pytest
+from topics import FILLERS, TOPICS
 
 from retrodistill.core.runtime import set_quiet
 from retrodistill.data import Collection, load_collection
 
-TOPICS = {
-    "cardio": ["heart", "artery", "blood", "pressure", "vessel", "pulse", "valve", "stroke", "cholesterol", "vein"],
-    "astro": ["star", "planet", "orbit", "telescope", "galaxy", "comet", "moon", "nebula", "gravity", "rocket"],
-    "food": ["bread", "cheese", "olive", "pepper", "sugar", "flour", "butter", "garlic", "onion", "recipe"],
-    "music": ["violin", "piano", "chord", "melody", "rhythm", "drum", "opera", "tenor", "cello", "flute"],
-    "law": ["court", "judge", "jury", "verdict", "contract", "statute", "appeal", "witness", "lawyer", "trial"],
-    "ocean": ["wave", "coral", "reef", "whale", "tide", "current", "island", "shore", "shark", "plankton"],
-}
 _MADE_HERE = {}  # folders of models that no test changes, with their class
-FILLERS = ["the", "of", "and", "a", "in", "study", "shows", "that", "with", "new", "for", "is", "was", "by"]
 
 
 @pytest.fixture(autouse=True, scope="session")

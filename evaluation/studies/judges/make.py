@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="collections in BEIR layout with training queries")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder for the judged collections")
-    parser.add_argument("--queries", type=int, default=400, help="most training queries to judge")
+    parser.add_argument("--queries", type=int, default=1500, help="most training queries to judge")
     parser.add_argument("--depth", type=int, default=50, help="candidates of each query")
     args = parser.parse_args()
     for folder in args.folders:
