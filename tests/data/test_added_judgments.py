@@ -79,6 +79,7 @@ class TestLog:
         assert sorted(map(tuple, rows(tmp_path))) == sorted((name, str(n), "1") for name in "abcd" for n in range(20))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("children")
 class TestProcesses:
     def test_two_do_not_interleave(self, tmp_path):

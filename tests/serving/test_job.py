@@ -9,6 +9,8 @@ from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.runs.formats import read_run
 from retrodistill.serving.opening import open_places
 
+pytestmark = pytest.mark.slow  # it trains a job
+
 TRAINING = {"epochs": 1, "learning_rate": 0.01}
 LEAF = {"objectives": "leaf", "training": TRAINING}
 MARGINS = {

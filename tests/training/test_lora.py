@@ -33,6 +33,7 @@ def moved(student, start):
 
 
 class TestTraining:
+    @pytest.mark.slow
     def test_only_linear_layers_move_by_their_rank_and_are_merged(self, tiny, tiny_model, tmp_path):
         student = distilled(tiny, tiny_model, f"dense:{tiny_model}", tmp_path / "out").model
         found = moved(student, load_bi_encoder(tiny_model))
