@@ -203,3 +203,17 @@ def _bert(folder):
 
 def _write_lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def call(capsys):
+    """Run the command line in this process: (exit status, standard output, standard error)."""
+    from retrodistill import cli
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return run

@@ -82,12 +82,13 @@ class Groups(TrainingLists):
             at = (added[0], added[1] + self.settings.documents)
             scores[at] = self.teacher.pairs(texts[at[0]], documents[at])
         mask = self.lists.counts(texts, documents, scores)
-        own_mask = torch.from_numpy(mask & ~self.relevant(texts, documents)).to(device)
         has_own = (documents[:, 0] == self.lists.positives[texts]) & mask[:, 0]
         own = np.where(has_own, documents[:, 0], -1)
         places = torch.from_numpy(np.where(has_own, 0, -1)).to(device)
         targets, none = as_float32(scores, device), np.zeros(0, dtype=np.int64)
-        counts = torch.from_numpy(mask).to(device)
+        counts = own_mask = torch.from_numpy(mask).to(device)
+        if self.lists.labeled is not None:
+            own_mask = torch.from_numpy(mask & ~self.relevant(texts, documents)).to(device)
         return ListBatch(texts, documents, targets, counts, own_mask, places, own, none, False)
 
     def excuses(self, texts: np.ndarray, documents: np.ndarray) -> np.ndarray:

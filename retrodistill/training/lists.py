@@ -210,9 +210,11 @@ class Lists(TrainingLists):
             is_shared = (shared[place] == own) & once[np.arange(len(rows)), place]
             places = np.where(is_shared, documents.shape[1] + place, places)
             targets, counts = np.concatenate([targets, known], axis=1), np.concatenate([counts, once], axis=1)
-        relevant = np.concatenate([self.relevant(rows, documents), self.relevant(rows, shared)], axis=1)
         teacher, mask = as_float32(targets, device), torch.from_numpy(counts).to(device)
-        own_mask = torch.from_numpy(counts & ~relevant).to(device)
+        own_mask = mask
+        if self.labeled is not None:
+            relevant = np.concatenate([self.relevant(rows, documents), self.relevant(rows, shared)], axis=1)
+            own_mask = torch.from_numpy(counts & ~relevant).to(device)
         own_places = torch.from_numpy(places).to(device)
         return ListBatch(rows, documents, teacher, mask, own_mask, own_places, own, shared, self.is_whole)
 

@@ -1,21 +1,6 @@
 import pytest
 import yaml
 
-from retrodistill import cli
-
-
-@pytest.fixture
-def call(capsys):
-    """Run the command line in this process: (exit status, standard output, standard error)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
-
 
 @pytest.fixture(scope="session")
 def quick(tiny_folder, tiny_model, tmp_path_factory):

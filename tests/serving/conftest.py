@@ -70,17 +70,3 @@ def small_folder(tmp_path_factory):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tb\t1\nq2\tc\t1\n")
     return folder
-
-
-@pytest.fixture
-def call(capsys):
-    """Run the command line in this process: (exit status, standard output, standard error)."""
-    from retrodistill import cli
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
