@@ -11,7 +11,7 @@ import warnings
 
 # isort: off
 # The modules register their commands, in the order in which --help lists them.
-from retrodistill.cli import recipes, generation, teaching, indexes, measuring, serving  # noqa: F401
+from retrodistill.cli import recipes, generation, teaching, indexes, measuring, serving, doctor  # noqa: F401
 
 # isort: on
 from retrodistill.cli.app import app

@@ -15,7 +15,7 @@ from typer import Context, Option, Typer
 
 from retrodistill.core.files import json_text
 
-app = Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.callback(no_args_is_help=True)

@@ -1,9 +1,10 @@
-"""Commands around recipes: demo, run, recipes, methods, keys."""
+"""Commands around recipes: demo, init, run, recipes, methods, keys."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -24,6 +25,7 @@ from retrodistill.cli.app import (
 )
 from retrodistill.core.files import json_text
 from retrodistill.core.runtime import set_quiet
+from retrodistill.core.stores import slug
 
 if TYPE_CHECKING:
     from retrodistill.recipes.keys import Key, Section
@@ -36,6 +38,53 @@ _WIDTHS = (20, 24, 12, 38)  # columns: key, values, default, meaning; with two s
 def demo(context: Context, out: OutOption = Path("out/demo"), as_json: JsonOption = False) -> None:
     """Run the main job on the demonstration corpus (Python's own documentation), offline, in minutes."""
     _run("demo", out, _encoding(context), as_json)
+
+
+@app.command()
+def init(
+    collection: Annotated[str, Argument(help="The collection: a folder, or another name that --collection takes.")],
+    out: Annotated[Path | None, Option(help="File of the recipe; NAME.yaml by default.")] = None,
+    goal: Annotated[
+        str,
+        Option(
+            help="What matters most: speed (of queries), quality, size (of the index), or no-model (at query time)."
+        ),
+    ] = "speed",
+    force: Annotated[bool, Option("--force", help="Replace the file if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a collection, say what is missing, and write a recipe that fits it."""
+    from retrodistill.data import load_collection
+    from retrodistill.data.survey import language_shares, survey
+    from retrodistill.recipes.starting import first_recipe, write_recipe
+    from retrodistill.report import text
+
+    set_quiet(as_json)
+    loaded = load_collection(collection)
+    found = survey(loaded)
+    name = slug(loaded.name)
+    path = out or Path(f"{name}.yaml")
+    write_recipe(first_recipe(found, collection, name, goal), path, force=force)
+    if as_json:
+        show_json({"recipe": str(path), **found.to_json(), "missing": found.missing(), "warnings": loaded.warnings})
+        return
+    words = "words (median, 95%, most): " + ", ".join(f"{count:.0f}" for count in found.words.values())
+    show(f"documents: {found.documents:,}, {words}; {found.titled:.0%} with a title, {found.copies:,} copies")
+    show(f"languages: {language_shares(found.languages)}")
+    if found.fields:
+        show(f"fields: {', '.join(map(text.plain, found.fields))}")
+    show(f"queries: {found.queries:,}, {found.query_words:.0f} words (median)")
+    for split, counts in found.splits.items():
+        show(f"  {text.plain(split)}: {counts['queries']:,} queries, {counts['judgments']:,} judgments")
+    if found.splits and found.unjudged:
+        show(f"  without judgments: {found.unjudged:,}")
+    if found.near_test:
+        show(f"  {found.near_test:,} other queries nearly equal a test query; they are not trained on")
+    for warning in loaded.warnings:
+        show(f"warning: {warning}")
+    for line in found.missing():
+        show(f"missing: {line}")
+    show(f"\nwrote {path}; next: {shlex.join(['retrodistill', 'run', str(path), '--dry-run'])}")
 
 
 @app.command("run")
@@ -196,14 +245,16 @@ def _run(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
     if as_json:
         show_json(results.to_json())
         return
-    from retrodistill.report.tables import examples_text, results_text
+    from retrodistill.report.tables import NARROW, WIDTH, examples_text, results_text
 
-    show(results_text(results))
-    if results.examples:
-        show("\n" + examples_text(results))
+    width = min(max(shutil.get_terminal_size((NARROW, 24)).columns, NARROW), WIDTH)
+    show(results_text(results, width))
+    if examples := examples_text(results, width=width):
+        show(f"\n{examples}\n")
     for note in results.notes:
         show(note if note in results.warnings else f"note: {note}")
-    show(f"\n{out / 'results.json'}\n{out / 'report.html'}\n{shlex.join(['retrodistill', 'serve', str(out)])}")
+    show(f"\nresults: {out / 'results.json'}\nreport:  {out / 'report.html'}")
+    show(f"try it:  {shlex.join(['retrodistill', 'serve', str(out)])}")
 
 
 def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retrodistill.evaluation.results import Hit, Results, SystemResult
+from retrodistill.evaluation.results import Example, Hit, Results, SystemResult
 from retrodistill.report import columns, text
 from retrodistill.report.columns import TERMINAL, Column, Row
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from retrodistill.evaluation.evaluating import Evaluation
 
 WIDTH = 100
+NARROW = 80  # of the tables that a recipe prints where the terminal's width is unknown
 _NAME = 44  # characters of a name in tables that may be wider than the terminal
 _ABOUT_TESTS = (
     "p: paired randomization test. Holm: corrected for the number of comparisons. Detectable: the smallest difference "
@@ -32,35 +33,57 @@ _ABOUT_TESTS = (
 )
 
 
-def results_text(results: Results, width: int = WIDTH) -> str:
-    """A row per system of a recipe; to fit into `width` terminal columns, long names are folded, but not numbers."""
+def results_text(results: Results, width: int = NARROW) -> str:
+    """A row per system of a recipe, and the encoders in columns if they fit into `width` terminal columns, else below.
+
+    Long names are folded, but not numbers.
+    """
     shown = columns.columns_of_systems(results, TERMINAL)
     numbers = [column for column in shown if column.is_number]
     sides = [column for column in shown if not column.is_number]
-    heads = ["system", *(_two_lines(column.head) for column in numbers), *(column.head for column in sides)]
 
-    def table(after_kind: str, width: int) -> str:
-        rows = []
-        for system in results.systems:
-            names = (text.plain(column.cell(system)).replace(":", after_kind) for column in sides)
-            rows.append([text.plain(system.name), *(column.cell(system) for column in numbers), *names])
-        return _table(heads, rows, len(sides), width=width)
+    def table(texts: list[Column], width: int) -> str:
+        heads = ["system", *(_two_lines(column.head) for column in numbers), *(column.head for column in texts)]
+        cells = [[text.plain(column.cell(system)) for column in (*numbers, *texts)] for system in results.systems]
+        rows = [[text.plain(system.name), *row] for system, row in zip(results.systems, cells, strict=True)]
+        return _table(heads, rows, len(texts), width=width)
 
-    wide = table(":", 10_000)
-    # If names do not fit, the kind and the name of a model get a line each, so that few names are folded.
-    return wide if max(map(cell_len, wide.splitlines())) <= width else table(":\n", width)
+    wide = table(sides, 10_000)
+    if max(map(cell_len, wide.splitlines())) <= width:
+        return wide
+    names = [[f"{column.head} {text.plain(column.cell(system))}" for column in sides] for system in results.systems]
+    encoders = [f"{text.plain(one.name)}: {', '.join(by)}" for one, by in zip(results.systems, names, strict=True)]
+    # Unlike textwrap, rich counts the columns of wide characters.
+    console = Console(file=io.StringIO(), width=width)
+    below = [piece.plain.rstrip() for line in encoders if sides for piece in Text(line).wrap(console, width)]
+    return "\n".join([table([], width), *(["", *below] if below else [])])
 
 
-def examples_text(results: Results, shown: int = 5, width: int = WIDTH) -> str:
-    """The first queries with the top 3 of both systems side by side; ✓ marks relevant documents."""
-    half, blocks = (width - 3) // 2, []
-    names = [f"  {text.shorten_name(name, half - 2)}" for name in results.sides or ["teacher", "student"]]
-    for example in results.examples[:shown]:
-        depth = min(3, max(len(example.teacher), len(example.student), 1))
-        hits = [[_hit(side, rank, half) for side in (example.teacher, example.student)] for rank in range(depth)]
-        lines = [f"{set_cell_size(left, half)} │ {right}".rstrip() for left, right in [names, *hits]]
-        blocks.append("\n".join([f"› {text.shorten(example.query, width - 2)}", *lines]))
-    return "\n\n".join(blocks)
+def examples_text(results: Results, shown: int = 3, width: int = NARROW) -> str:
+    """The top 3 of both systems side by side for the queries with the largest gains and losses; ✓ marks relevant ones.
+
+    `shown` queries of each; of results without judgments, evenly spaced queries.
+    """
+    names = results.sides or ["teacher", "student"]
+    parts = []
+    for title, chosen in (("better", results.won), ("worse", results.lost)):
+        if chosen:
+            parts.append(f"{names[1]} is {title} than {names[0]}:")
+            parts += [_example(example, names, width) for example in chosen[:shown]]
+    return "\n\n".join(parts or [_example(example, names, width) for example in results.examples[:shown]])
+
+
+def _example(example: Example, names: Sequence[str], width: int) -> str:
+    half = (width - 3) // 2
+    depth = min(3, max(len(example.teacher), len(example.student), 1))
+    values = (example.teacher_value, example.student_value)
+    heads = [
+        f"  {text.shorten_name(name, half - 8)}{'' if value is None else f' {value:.3f}'}"
+        for name, value in zip(names, values, strict=True)
+    ]
+    hits = [[_hit(side, rank, half) for side in (example.teacher, example.student)] for rank in range(depth)]
+    lines = [f"{set_cell_size(left, half)} │ {right}".rstrip() for left, right in [heads, *hits]]
+    return "\n".join([f"› {text.shorten(example.query, width - 2)}", *lines])
 
 
 def evaluation_text(evaluation: Evaluation) -> str:

@@ -65,6 +65,13 @@ class TestEntries:
         assert made["cats.echo"].query == ""
         assert made["cats.echo"].document.startswith("Say a thing again and again. To say")
 
+    def test_a_document_ends_with_the_sentence_that_reaches_64_words(self, tmp_path):
+        counted = " ".join(f"Sentence {number} of these has just eight words." for number in range(20))
+        (tmp_path / "long.py").write_text(f'"""Have a summary of five words. {counted}"""')
+        (entry,) = entries({"long": tmp_path / "long.py"})
+        assert len(entry.document.split()) == 64
+        assert entry.document.endswith("Sentence 7 of these has just eight words.")
+
 
 class TestDemo:
     @pytest.fixture(scope="class")
