@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import pytest
+from jobs import Workshop
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory, tiny_folder, tiny_model, tiny_cross_encoder, tiny_seq2seq) -> Workshop:
+    """Folders for the jobs of `jobs.JOBS`."""
+    from sparse_models import masked_model, splade
+
+    from retrodistill.encoders.multi_vector import token_encoder
+
+    made = tmp_path_factory.mktemp("faults")
+    masked = masked_model(made / "masked")
+    splade(made / "bert").save_pretrained(str(made / "splade"), create_model_card=False)
+    token_encoder(tiny_model).save_pretrained(str(made / "tokens"), create_model_card=False)
+    models = {
+        "bi-encoder": Path(tiny_model),
+        "cross-encoder": Path(tiny_cross_encoder),
+        "masked": masked,
+        "splade": made / "splade",
+        "tokens": made / "tokens",
+        "seq2seq": Path(tiny_seq2seq),
+    }
+    return Workshop(made, tiny_folder, models)

@@ -1,0 +1,340 @@
+"""Jobs that write: every command, on a tiny collection with tiny models, for tests that break them on purpose.
+
+A job runs in a folder of its own, with relative paths, so that two runs of it can be compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import yaml
+from children import MAIN, Child
+
+from retrodistill.core.files import read_json
+from retrodistill.evaluation.results import Results
+from retrodistill.report.page import page_text
+
+# What may differ between two runs: the values of these keys of JSON files, and the seconds that a model card says. A
+# report shows more of the times; it must be the page of the results next to it.
+TIMES = ("created", "seconds", "build_seconds")
+_SECONDS = re.compile(rb"\b\d+(\.\d+)? (s|min)\b")
+STORES = ("part-*.parquet", "part-*.arrow")
+
+STEPS = {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-3, "warmup": 0}
+TEXTS = {"titles": False, "sentences": 0}
+STAGE = {
+    "objectives": "kl",
+    "texts": TEXTS,
+    "candidates": {"depth": 6},
+    "groups": {"documents": 3},
+    "training": STEPS,
+}
+BOTH = {**STAGE, "train": "both_encoders"}
+HEAD = {**STAGE, "train": "head"}
+RERANKED = {**STAGE, "train": "both_encoders", "candidates": {"depth": 6, "sources": ["bm25"]}}
+LEAF = {"objectives": "leaf", "texts": {"sentences": 1}, "training": STEPS}
+# By name of the job: the student's model, and its settings.
+STUDENTS = {
+    "static": ("static", {"control": "untrained", "stages": [LEAF, {**STAGE, "candidates": {"depth": "all"}}]}),
+    "dense": ("dense:bi-encoder", {"layers": 1, "stages": [STAGE]}),
+    "exits": ("dense:bi-encoder", {"exits": [1], "stages": [{**LEAF, "matryoshka": [8]}]}),
+    "lora": ("dense:bi-encoder", {"documents": "student", "stages": [{**BOTH, "lora": {}}]}),
+    "hybrid": (
+        "dense:bi-encoder",
+        {"lexical_dim": 16, "documents": "student", "stages": [{**STAGE, "train": "lexical"}]},
+    ),
+    "sparse": ("sparse:bi-encoder", {"queries": "inference-free", "lexical_terms": True, "stages": [HEAD]}),
+    "splade": ("sparse:masked", {"stages": [BOTH]}),
+    "vdr": ("sparse:masked", {"head": "vdr", "stages": [{**BOTH, "own_tokens": 1.0}]}),
+    "multi-vector": ("multi-vector:bi-encoder", {"dimension": 16, "stages": [BOTH]}),
+    "clustered": (
+        "multi-vector:bi-encoder",
+        {
+            "dimension": 16,
+            "clusters": "C2x4",
+            "clustered_from": 2,
+            "stages": [HEAD, {**HEAD, "objectives": ["kl", "lwf"]}],
+        },
+    ),
+    "cross-encoder": ("cross-encoder:cross-encoder", {"stages": [RERANKED]}),
+    "prett": ("prett:bi-encoder", {"join": 1, "stages": [{**RERANKED, "train": "head"}]}),
+    "tk": ("tk:bi-encoder", {"dimension": 16, "stages": [{**RERANKED, "train": "head"}, RERANKED]}),
+}
+OF_INDEX = {
+    "learned": {"factory": "OPQ4,PQ4x4", "learn": {"steps": 6}},
+    "learned-encoder": {
+        "factory": "OPQ4,PQ4x4",
+        "learn": {"steps": 6},
+        "encoder": {**STAGE, "candidates": {"depth": "all"}},
+    },
+}
+# Index adds and removes are calls in Python: each change is saved, in place of the index before.
+CHANGES = """
+from retrodistill.data import load_collection
+from retrodistill.data.texts import Texts
+from retrodistill.indexes import load_index
+index = load_index("index-dense")
+for number in range(3):
+    if f"new{number}" not in index.document_ids:
+        index.add(Texts.from_pairs([(f"new{number}", f"the star and planet {number}")]))
+        index.save("index-dense")
+if "d5" in index.document_ids:
+    index.remove(["d5", "d7"])
+    index.save("index-dense")
+"""
+# Judgments through the server's own routes; each is sent once more if it was not confirmed, as a client would do.
+JUDGE = """
+from pathlib import Path
+from serving.answers import client_of
+client = client_of("index-dense", collection="collection", judgments="judged")
+confirmed = Path("confirmed")
+done = confirmed.read_text().splitlines() if confirmed.exists() else []
+for number in range(12):
+    query = {"query_id": f"t{number // 2}"} if number % 2 else {"query": f"a star of {number}"}
+    if str(number) not in done:
+        answer = client.post("/judge", json={**query, "document_id": f"d{number}", "relevance": number % 3})
+        assert answer.status_code == 200, answer.text
+        with confirmed.open("a") as file:
+            file.write(f"{number}\\n")
+client.server.served.close()
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command, or Python code that calls the package, which is repeated until it succeeds."""
+
+    name: str
+    command: str = ""  # arguments of `retrodistill`
+    writes: tuple[str, ...] = ()  # files and folders, below the folder that it runs in
+    needs: tuple[str, ...] = ()  # names of jobs whose output it reads
+    code: str = MAIN
+
+    @property
+    def argv(self) -> list[str]:
+        """The arguments; models compute in float32, since `auto` measures which precision is faster."""
+        return ["--precision", "float32", *shlex.split(self.command)] if self.command else []
+
+
+_COLLECTION = "--collection collection"
+_TAUGHT = f"{_COLLECTION} --target run:teacher.parquet --document-encoder dense:bi-encoder"
+# Name -> documents and options.
+_INDEXES = {
+    "dense": "dense:bi-encoder --store-texts",
+    "quantized": "dense:bi-encoder --factory IVF2,PQ4x4",
+    "auto": "dense:bi-encoder --factory auto --bytes 32",
+    "passages": "dense:bi-encoder --passages 12,3",
+    "sparse": "sparse:splade --bits 8",
+    "multi-vector": "multi-vector:tokens",
+    "residual": "multi-vector:tokens --codec residual --bits 2 centroids=8",
+    "muvera": "multi-vector:tokens --muvera",
+}
+# Name -> index and options.
+_EXPORTS = {
+    "parquet": "index-dense --to parquet --texts",
+    "parquet-sparse": "index-sparse --to parquet",
+    "qdrant": "index-dense --to qdrant --texts --batch 7",
+    "qdrant-sparse": "index-sparse --to qdrant --batch 7",
+}
+_RERANKED = "rerank@5:cross-encoder:cross-encoder@bm25"
+_JOBS = [
+    Job(
+        "mine",
+        f"mine {_COLLECTION} --source bm25 --source dense:bi-encoder --depth 8 --random 2 --out candidates.run",
+        ("candidates.run",),
+    ),
+    Job(
+        "score",
+        f"--batch-size 16 score {_COLLECTION} --candidates candidates.run --teacher bm25 "
+        "--teacher cross-encoder:cross-encoder --out teacher.parquet",
+        ("teacher.parquet",),
+        ("mine",),
+    ),
+    Job(
+        "score-budget",
+        f"score {_COLLECTION} --candidates candidates.run --teacher dense:bi-encoder --budget 40% --out bought.jsonl",
+        ("bought.jsonl",),
+        ("mine",),
+    ),
+    Job("distill-static", f"distill {_TAUGHT} --out student", ("student",), ("score",)),
+    Job("distill-dense", f"distill {_TAUGHT} --student dense:bi-encoder --out student", ("student",), ("score",)),
+    *(Job(f"run-{name}", f"run recipes/{name}.yaml --out out", ("out",)) for name in (*STUDENTS, *OF_INDEX)),
+    *(
+        Job(f"index-{name}", f"index {_COLLECTION} --documents {given} --out index-{name}", (f"index-{name}",))
+        for name, given in _INDEXES.items()
+    ),
+    Job(
+        "index-learned",
+        f"index {_COLLECTION} --documents dense:bi-encoder --factory OPQ4,PQ4x4 --learn-queries --out index-learned",
+        ("index-learned", "index-learned.queries"),
+    ),
+    Job("change-index", "", ("index-dense",), ("index-dense",), CHANGES),
+    *(
+        Job(f"export-{name}", f"export {given} {_COLLECTION} --out exported", ("exported",), (given.split()[0],))
+        for name, given in _EXPORTS.items()
+    ),
+    Job(
+        "evaluate",
+        f"evaluate bm25 dense:bi-encoder {_RERANKED} {_COLLECTION} --teacher dense:bi-encoder --out evaluated",
+        ("evaluated",),
+    ),
+    Job("compare", f"compare evaluated/collection bm25:characters {_COLLECTION}", (), ("evaluate",)),
+    Job(
+        "generate",
+        f"generate {_COLLECTION} --model seq2seq:seq2seq --documents 12 --query-tokens 6 --max-length 32 "
+        "--out generated.jsonl",
+        ("generated.jsonl",),
+    ),
+    Job(
+        "filter-queries",
+        f"generate {_COLLECTION} --from generated.jsonl --round-trip bm25 --depth 40 --out kept.jsonl",
+        ("kept.jsonl",),
+        ("generate",),
+    ),
+    Job("judge", "", ("judged", "confirmed"), ("index-dense",), JUDGE),
+]
+JOBS = {job.name: job for job in _JOBS}
+
+
+class Workshop:
+    """Makes folders that jobs run in, and keeps the output of one uninterrupted run of each job.
+
+    `models` are folders by the name that jobs call them.
+    """
+
+    def __init__(self, folder: Path, collection: Path, models: dict[str, Path]) -> None:
+        self.inputs, self._done = folder / "inputs", folder / "done"
+        shutil.copytree(collection, self.inputs / "collection")
+        for name, place in models.items():
+            shutil.copytree(place, self.inputs / name)
+        (self.inputs / "recipes").mkdir()
+        for name in (*STUDENTS, *OF_INDEX):
+            (self.inputs / "recipes" / f"{name}.yaml").write_text(yaml.safe_dump(_recipe(name), sort_keys=False))
+
+    def finished(self, job: Job) -> Path:
+        """The folder after an uninterrupted run of the job."""
+        folder = self._done / job.name
+        if not folder.exists():
+            self.fill(job, folder)
+            status, out, error = start(job, folder).wait(300)
+            assert status == 0, f"{job.name}: exit status {status}\n{out}\n{error}"
+        return folder
+
+    def fill(self, job: Job, folder: Path) -> Path:
+        """Copy what the job reads into a new folder."""
+        shutil.copytree(self.inputs, folder)
+        (folder / "tmp").mkdir()
+        for needed in (JOBS[name] for name in job.needs):
+            for name in needed.writes:
+                place = self.finished(needed) / name
+                copy = shutil.copytree if place.is_dir() else shutil.copy
+                copy(place, folder / name)
+        return folder
+
+
+def start(job: Job, folder: Path, before: str = "", environment: dict[str, str] | None = None) -> Child:
+    """The job in a process of its own; `before` is Python code that runs there first."""
+    own = {"RETRODISTILL_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), **(environment or {})}
+    code = f"import os, tempfile\nos.chdir({str(folder)!r})\ntempfile.tempdir = None\n{before}\n{job.code}"
+    return Child(code, *job.argv, environment=own)
+
+
+def differences(one: Path, other: Path, job: Job) -> list[str]:
+    """Where what two runs of a job wrote differs, apart from times: their output, and the rows in their caches."""
+    files, rows = [[{name: _content(folder, name) for name in _files(folder, job)} for folder in (one, other)], []]
+    rows = [stored_rows(folder / "cache") for folder in (one, other)]
+    return [
+        f"{what}{name}: {'differs' + _where(*values) if all(values) else f'only in the {place} run'}"
+        for what, (a, b) in (("", files), ("rows of cache/", rows))
+        for name in sorted({*a, *b})
+        if (values := (a.get(name), b.get(name))) and values[0] != values[1]
+        for place in ["first" if values[0] else "second"]
+    ]
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files and folders in a job's folder, which a finished job has not."""
+    marks = (".part", ".old", ".tmp", ".work", ".training")
+    found = [path for path in folder.rglob("*") if path.name.endswith(marks) or path.parent == folder / "tmp"]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def stored_rows(cache: Path) -> dict[str, list[str]]:
+    """By store, its distinct rows, in an order of their own: parts have random names, and a merged one has all rows.
+
+    A store's folder counts without its parts; every other file of the cache counts as a row with its content. Rates
+    are times, and locks are empty.
+    """
+    rows: dict[str, list[str]] = {}
+    for path in sorted(cache.rglob("*")):
+        name = path.relative_to(cache).as_posix()
+        if path.is_dir() or name == "rates.json" or path.suffix == ".lock":
+            continue
+        if any(path.match(pattern) for pattern in STORES):
+            read = pq.read_table(path) if path.suffix == ".parquet" else pa.ipc.open_file(str(path)).read_all()
+            rows.setdefault(path.parent.relative_to(cache).as_posix(), []).extend(map(repr, read.to_pylist()))
+        else:
+            rows[name] = [repr(_content(cache, name))]
+    return {name: sorted(set(of_store)) for name, of_store in rows.items()}
+
+
+def _files(folder: Path, job: Job) -> list[str]:
+    places = [folder / name for name in job.writes]
+    files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
+    return [path.relative_to(folder).as_posix() for path in files if path.suffix != ".lock"]
+
+
+def _content(folder: Path, name: str) -> Any:
+    """What must be equal of a file: its bytes, or what is left of them without times; its folder has one name."""
+    content = (folder / name).read_bytes().replace(os.fsencode(folder), b"FOLDER")
+    if name.endswith(".json"):
+        return _timeless(json.loads(content))
+    if name.endswith("report.html"):
+        results = Results.from_json(read_json((folder / name).with_name("results.json")))
+        return "the page of the results" if content.decode() == page_text(results) else content
+    return _SECONDS.sub(b"0 s", content) if name.endswith("README.md") else content
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(part) for key, part in value.items() if key not in TIMES}
+    return [_timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def _where(one: Any, other: Any, place: str = "") -> str:
+    """The first place where two values of JSON files differ, with both; '' for other values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return next(
+            _where(one.get(k), other.get(k), f"{place}/{k}") for k in {**one, **other} if one.get(k) != other.get(k)
+        )
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return next(
+            _where(*pair, f"{place}/{row}")
+            for row, pair in enumerate(zip(one, other, strict=True))
+            if pair[0] != pair[1]
+        )
+    return f" at {place}: {str(one)[:80]} and {str(other)[:80]}" if place else ""
+
+
+def _recipe(name: str) -> dict[str, object]:
+    recipe = {
+        "name": name,
+        "collection": "collection",
+        "document_encoder": "dense:bi-encoder",
+        "teacher": [{"model": "bm25", "weight": 0.3}, {"model": "dense:bi-encoder", "weight": 0.7}],
+        "evaluation": {"latency_queries": 0, "examples": 1, "rerank": 5},
+    }
+    if name in OF_INDEX:
+        return {**recipe, "index": OF_INDEX[name]}
+    model, settings = STUDENTS[name]
+    return {**recipe, "students": {"student": {"model": model, "control": None, **settings}}}
