@@ -16,6 +16,7 @@ from retrodistill.core.files import (
     file_digest,
     make_folder,
     read_json,
+    read_whole,
     write_json,
 )
 
@@ -102,9 +103,21 @@ class TestAtomicFolder:
         assert names(tmp_path) == ["out"]
         assert (tmp_path / "out" / "inner" / "a").read_text() == "old"
 
+    @pytest.mark.parametrize("swaps", [True, False])
+    def test_a_reader_never_misses_it_where_the_system_swaps_names(self, swaps, tmp_path, monkeypatch):
+        if not swaps:
+            monkeypatch.setattr(files, "of_libc", lambda name: None)
+        seen, step = [], os.rename
+        self.write(tmp_path / "out", "old")
+        monkeypatch.setattr(os, "rename", lambda *names: (step(*names), seen.append((tmp_path / "out").exists())))
+        self.write(tmp_path / "out", "new")
+        assert seen == ([] if swaps else [False, True])
+        assert names(tmp_path) == ["out"]
+        assert (tmp_path / "out" / "inner" / "a").read_text() == "new"
+
     def test_the_old_one_comes_back_when_the_new_one_cannot_take_its_place(self, tmp_path, monkeypatch):
         self.write(tmp_path / "out", "old")
-        real, calls = os.replace, []
+        real, calls = os.rename, []
 
         def second_fails(source, target):
             calls.append(target)
@@ -112,11 +125,28 @@ class TestAtomicFolder:
                 full()
             real(source, target)
 
-        monkeypatch.setattr(files.os, "replace", second_fails)
+        monkeypatch.setattr(files, "of_libc", lambda name: None)
+        monkeypatch.setattr(files.os, "rename", second_fails)
         with pytest.raises(UserError, match=r"cannot write .*out: no space left on device"):
             self.write(tmp_path / "out", "new")
         assert names(tmp_path) == ["out"]
         assert (tmp_path / "out" / "inner" / "a").read_text() == "old"
+
+    @pytest.mark.parametrize("swaps", [True, False])
+    def test_one_that_another_process_made_meanwhile_is_replaced(self, swaps, tmp_path, monkeypatch):
+        if not swaps:
+            monkeypatch.setattr(files, "of_libc", lambda name: None)
+        with atomic_folder(tmp_path / "out") as temporary:
+            (temporary / "a").write_text("second")
+            real = os.rename
+
+            def other_first(source, target):
+                monkeypatch.setattr(os, "rename", real)
+                self.write(tmp_path / "out", "first")
+                real(source, target)
+
+            monkeypatch.setattr(os, "rename", other_first)
+        assert (names(tmp_path), names(tmp_path / "out")) == (["out"], ["a"])
 
     def test_a_full_disk_at_once_is_one_line(self, tmp_path, monkeypatch):
         make_folder(tmp_path)
@@ -129,6 +159,59 @@ class TestAtomicFolder:
         with pytest.raises(UserError, match="a file has that name"), atomic_folder(tmp_path / "out"):
             pass
         assert (tmp_path / "out").read_text() == "mine"
+
+
+class TestReadWhole:
+    @staticmethod
+    def replace(folder, text):
+        with atomic_folder(folder) as temporary:
+            for name in ("a", "b"):
+                (temporary / name).write_text(text)
+
+    def test_is_called_again_when_the_folder_was_replaced_between_two_files(self, tmp_path):
+        self.replace(tmp_path / "out", "old")
+        calls = []
+
+        def read():
+            first = (tmp_path / "out" / "a").read_text()
+            if not calls:
+                self.replace(tmp_path / "out", "new")
+            calls.append(first)
+            return first, (tmp_path / "out" / "b").read_text()
+
+        assert read_whole(tmp_path / "out", read) == ("new", "new")
+        assert calls == ["old", "new"]
+
+    def test_an_error_counts_only_if_the_folder_stayed_the_same(self, tmp_path):
+        self.replace(tmp_path / "out", "old")
+        calls = []
+
+        def read():
+            calls.append(1)
+            if len(calls) == 1:
+                self.replace(tmp_path / "out", "new")
+            raise ValueError(len(calls))
+
+        with pytest.raises(ValueError, match="2"):
+            read_whole(tmp_path / "out", read)
+
+    def test_one_that_is_replaced_during_each_call_is_refused(self, tmp_path):
+        self.replace(tmp_path / "out", "old")
+        with pytest.raises(UserError, match="out is replaced again and again"):
+            read_whole(tmp_path / "out", lambda: self.replace(tmp_path / "out", "new"))
+
+    def test_waits_between_the_two_renames_of_a_writer(self, tmp_path, monkeypatch):
+        self.replace(tmp_path / "out", "old")
+        (tmp_path / "out").rename(tmp_path / ".out.12345678.old")
+        (tmp_path / "next").mkdir()
+        (tmp_path / "next" / "a").write_text("new")
+        monkeypatch.setattr(files.time, "sleep", lambda _: (tmp_path / "next").rename(tmp_path / "out"))
+        assert read_whole(tmp_path / "out", (tmp_path / "out" / "a").read_text) == "new"
+
+    def test_one_that_is_absent_is_read_once(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(files.time, "sleep", pytest.fail)
+        with pytest.raises(FileNotFoundError):
+            read_whole(tmp_path / "out", (tmp_path / "out" / "a").read_text)
 
 
 class TestFolders:

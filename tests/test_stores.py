@@ -205,27 +205,28 @@ class TestLock:
 
     def test_a_second_writer_says_that_it_waits(self, store, monkeypatch):
         told, other = [], filelock.FileLock(store.folder / ".lock")
-        monkeypatch.setattr(stores, "_WAIT_SECONDS", 0.01)
-        monkeypatch.setattr(stores, "log", lambda line: (told.append(line), other.release()))
+        monkeypatch.setattr("retrodistill.core.files._WAIT_SECONDS", 0.01)
+        monkeypatch.setattr("retrodistill.core.files.log", lambda line: (told.append(line), other.release()))
         other.acquire()
         with store.writing():
             assert told == [f"waiting for another process that is writing to {store.folder}"]
-        monkeypatch.setattr(stores, "log", told.append)
+        monkeypatch.setattr("retrodistill.core.files.log", told.append)
         with store.writing():
             assert len(told) == 1
 
     def test_two_sets_of_keys_are_computed_at_once_and_the_same_set_by_one(self, store, ending, monkeypatch):
         other, told = PartStore(store.folder, OWNER, ending), []
-        monkeypatch.setattr(stores, "_WAIT_SECONDS", 0.01)
+        monkeypatch.setattr("retrodistill.core.files._WAIT_SECONDS", 0.01)
         with store.computing(text_keys(["a", "b"])):
-            monkeypatch.setattr(stores, "log", pytest.fail)
+            monkeypatch.setattr("retrodistill.core.files.log", pytest.fail)
             with other.computing(text_keys(["c", "d"])):
                 other.append(table(1))
             store.append(table(2))
         assert sorted(keys(store)) == [1, 2]
         first = store.computing(text_keys(["a", "b"]))
         first.__enter__()
-        monkeypatch.setattr(stores, "log", lambda line: (told.append(line), first.__exit__(None, None, None)))
+        ended = lambda line: (told.append(line), first.__exit__(None, None, None))  # noqa: E731 - of two steps
+        monkeypatch.setattr("retrodistill.core.files.log", ended)
         with other.computing(text_keys(["b", "a", "a"])):
             assert told == [f"waiting for another process that is writing to {store.folder}"]
 

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import functools
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import platformdirs
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.runtime import is_main
+from retrodistill.core.runtime import is_main, log, of_libc
+
+Value = TypeVar("Value")
 
 _BLOCK = 4096  # texts that are fingerprinted at once
 # How torch, safetensors and the system word a failed write in exceptions that are not an OSError.
 _DISK_ERRORS = ("No space left", "os error", "PytorchStreamWriter", "inline_container", "File too large", "quota")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a kernel or a file system that cannot swap names
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+_WAIT_SECONDS = 1.0  # before a log line says that another process has a lock
+_OLD = ".old"  # ends the name of a folder that is being replaced
+_READS = 10  # of a folder that is replaced during each of them
+_BETWEEN_SECONDS = 1.0  # that a folder may be absent between the two renames of a writer
 
 
 def cache_folder() -> Path:
@@ -84,16 +97,101 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     with _temporary(target) as temporary:
         temporary.mkdir()
         yield temporary
-        old = temporary.with_suffix(".old")
+        while not _put(temporary, target):  # another process made or removed the folder between two steps
+            continue
+
+
+def _put(temporary: Path, target: Path) -> bool:
+    """Give a folder its name; one that has the name is then the temporary one, or gone. False to try again."""
+    try:
         if target.exists():
-            os.replace(target, old)
-        try:
-            os.replace(temporary, target)
-        except OSError:
-            if old.exists():
-                os.replace(old, target)
+            return _exchange(temporary, target) or _replace(temporary, target)
+        os.rename(temporary, target)
+    except FileNotFoundError:
+        if not temporary.exists():
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap the names of two folders in one step, so that readers find one or the other; False where none can."""
+    swap = of_libc("renameat2")
+    if swap is None:
+        return False
+    if swap(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def _replace(temporary: Path, target: Path) -> bool:
+    """Put a folder in place of another by two renames. `read_whole` waits for the second one."""
+    old = temporary.with_suffix(_OLD)
+    os.rename(target, old)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        if not target.exists():
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    return True
+
+
+def read_whole(folder: str | os.PathLike[str], read: Callable[[], Value]) -> Value:
+    """What `read` returns, from one version of a folder that another process may replace meanwhile.
+
+    If the folder was replaced during the call, `read` is called again, and its errors count only if the folder stayed
+    the same. Files that are open or memory-mapped afterwards keep their content.
+
+    Raises:
+        UserError: The folder was replaced during each of ten calls.
+    """
+    place = Path(folder).expanduser()
+    for _ in range(_READS):
+        with _held_open(place) as version:
+            try:
+                value = read()
+            except Exception:
+                if version == _version(place):
+                    raise
+            else:
+                if version == _version(place):
+                    return value
+    raise UserError(f"{place} is replaced again and again while it is read; wait until that ends.")
+
+
+@contextlib.contextmanager
+def _held_open(folder: Path) -> Iterator[tuple[int, int] | None]:
+    """The version of a folder inside the block, in which the system gives no other folder the same number."""
+    descriptor = None
+    with contextlib.suppress(OSError):  # there is none, or the system does not open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _version(folder)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    """What differs between a folder and the one that replaces it; None if there is none."""
+    deadline = time.monotonic() + _BETWEEN_SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            stat = folder.stat()
+            return stat.st_dev, stat.st_ino
+        is_between = folder.name and any(folder.parent.glob(f".{glob.escape(folder.name)}.*{_OLD}"))
+        if not is_between or time.monotonic() > deadline:
+            return None
+        time.sleep(0.01)
 
 
 def _behind_link(path: str | os.PathLike[str]) -> Path:
@@ -124,7 +222,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
     if folder.exists():
         return
     make_folder(folder.parent)
-    with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+    with locked(lock_file(folder.with_name(f".{folder.name}.lock"))):
         for leftover in folder.parent.glob(f".{folder.name}.*.part"):  # of a killed process: this one holds the lock
             shutil.rmtree(leftover, ignore_errors=True)
         if not folder.exists():  # another process may have created it while this one waited for the lock
@@ -145,17 +243,59 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     return folder
 
 
-def exclusive(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[Any]:
+def lock_file(path: str | os.PathLike[str]) -> filelock.BaseFileLock:
+    """A lock for `locked`, which a thread that has it may take again; its file is made for it and stays."""
+    # In place of locks that the file system lacks, filelock makes files, which stay when their process is killed.
+    return filelock.FileLock(Path(path).expanduser(), fallback_to_soft=False)
+
+
+@contextlib.contextmanager
+def locked(lock: filelock.BaseFileLock, *, wait: bool = True) -> Iterator[None]:
+    """Have a lock inside the block, in which one thread of one process is at a time.
+
+    The system releases the lock of a process that dies. A log line says that this one waits for another process.
+
+    Raises:
+        UserError: The file cannot be written, or its file system has no locks.
+        filelock.Timeout: Another one has it, and `wait` is not set.
+    """
+    folder = Path(lock.lock_file).parent
+    try:
+        try:
+            lock.acquire(timeout=_WAIT_SECONDS if wait else 0)
+        except filelock.Timeout:
+            if not wait:
+                raise
+            log(f"waiting for another process that is writing to {folder}")
+            lock.acquire()
+    except filelock.Timeout:
+        raise
+    except OSError as error:
+        advice = "choose a writable folder"
+        if error.errno in _NO_LOCKS:
+            advice = "its file system has no locks: choose a local disk (for the cache, set RETRODISTILL_CACHE)"
+        raise UserError(f"cannot lock {lock.lock_file}: {_reason(error)}; {advice}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
     """Lock a folder, or raise a UserError if another run holds it; under torchrun only the main process locks."""
     if not is_main():
-        return contextlib.nullcontext()
-    lock = Path(path).expanduser()
-    folder = make_folder(lock.parent)
-    try:
-        return filelock.FileLock(lock).acquire(timeout=0)
-    except filelock.Timeout as error:
-        message = f"another run is working in {folder}; wait for it or choose another output folder."
-        raise UserError(message) from error
+        yield
+        return
+    place = Path(path).expanduser()
+    folder = make_folder(place.parent)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock_file(place), wait=False))
+        except filelock.Timeout as error:
+            message = f"another run is working in {folder}; wait for it or choose another output folder."
+            raise UserError(message) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import filelock
-
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, make_folder, read_json, write_json
+from retrodistill.core.files import cache_folder, digest, lock_file, locked, make_folder, read_json, write_json
 from retrodistill.core.manifest import hardware
 from retrodistill.core.runtime import processes
 
@@ -33,7 +31,7 @@ def remember(key: str, rates: dict[str, float]) -> None:
     """Write rates under a key, in place of earlier ones. A cache that cannot be written keeps none."""
     try:
         folder = make_folder(cache_folder())
-        with filelock.FileLock(folder / f".{_FILE}.lock"):
+        with locked(lock_file(folder / f".{_FILE}.lock")):
             others = {name: value for name, value in _read().items() if name != key}
             write_json(folder / _FILE, dict([*others.items(), (key, rates)][-_KEPT:]))
     except (UserError, OSError):

@@ -63,6 +63,18 @@ def average_gradients(parameters: Iterable[Any]) -> None:
         parameter.register_hook(mean)
 
 
+def _use_one_thread() -> None:
+    """In a forked process: have torch and FAISS not wait for threads that only the parent has, which never ends."""
+    for module, name in (("torch", "set_num_threads"), ("faiss", "omp_set_num_threads")):
+        set_threads = getattr(sys.modules.get(module), name, None)
+        if set_threads is not None:
+            set_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread)
+
+
 @functools.cache
 def keep_freed_memory() -> bool:
     """Have glibc keep freed blocks of up to 1 GiB for reuse; False if that took no effect, as without glibc.
@@ -71,7 +83,7 @@ def keep_freed_memory() -> bool:
     table (30,522 x 384 float32) is such a block, at every step: clearing it takes two thirds of a training step of a
     static student on a CPU and a quarter of a step of MiniLM.
     """
-    mallopt = _of_libc("mallopt")
+    mallopt = of_libc("mallopt")
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
@@ -83,16 +95,16 @@ def release_freed_memory() -> bool:
     Blocks that are still in use lie between freed ones, so that batches of many shapes leave gaps which no later batch
     fits. Without this, encoding 8,000 texts leaves the process with 1.2 GB of them.
     """
-    trim = _of_libc("malloc_trim")
+    trim = of_libc("malloc_trim")
     return trim is not None and bool(trim(0))
 
 
-def _of_libc(name: str) -> Any:
+def of_libc(name: str) -> Any:
     """A function of the C library on Linux; None if it has none of this name, or elsewhere."""
     if not sys.platform.startswith("linux"):
         return None
-    try:
-        return getattr(ctypes.CDLL(None), name)
+    try:  # errors are in `ctypes.get_errno`
+        return getattr(ctypes.CDLL(None, use_errno=True), name)
     except (OSError, AttributeError):
         return None
 

@@ -17,13 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, make_folder
+from retrodistill.core.files import atomic_file, lock_file, locked, make_folder
 from retrodistill.core.manifest import FILE_NAME, Manifest
-from retrodistill.core.runtime import log
 
 _COMPACT_ABOVE = 32  # parts; more of them make opening a store slow
 _MERGED = 1024  # parts that are merged while a store grows: Linux maps at most 65,530 files of a process
-_WAIT_SECONDS = 1.0  # before a log line says that another process holds the store
 _KEY_LOCKS = 1024  # lock files; two key sets that share one only wait for each other
 
 
@@ -63,8 +61,8 @@ class PartStore:
     @cached_property
     def _lock(self) -> filelock.BaseFileLock:
         """For writes; made with the folder and its manifest, by the first process that needs them."""
-        lock = filelock.FileLock(make_folder(self.folder) / ".lock")
-        with self._held(lock):
+        lock = lock_file(make_folder(self.folder) / ".lock")
+        with locked(lock):
             if not (self.folder / FILE_NAME).exists():
                 self.owner.write(self.folder)
         self._check_owner()
@@ -77,25 +75,18 @@ class PartStore:
         equal, and readers use the first.
         """
         number = int.from_bytes(hashlib.blake2b(np.unique(keys).tobytes(), digest_size=8).digest()) % _KEY_LOCKS
-        return self._held(filelock.FileLock(make_folder(self.folder) / f".computing-{number}.lock"))
+        return locked(lock_file(make_folder(self.folder) / f".computing-{number}.lock"))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Lock the folder for a write (not for the computation before it)."""
-        with self._held(self._lock):
+        with locked(self._lock):
             if self._number < 0:
                 # Nobody else writes while the lock is held, so temporary files are leftovers of killed processes.
                 for leftover in self.folder.glob(f".part-*{self.ending}.*.part"):
                     leftover.unlink(missing_ok=True)
                 self._number = len(self._paths())  # another process may use the same: names have more than a number
             yield
-
-    def _held(self, lock: filelock.BaseFileLock) -> AbstractContextManager[Any]:
-        try:
-            return lock.acquire(timeout=_WAIT_SECONDS)
-        except filelock.Timeout:
-            log(f"waiting for another process that is writing to {self.folder}")
-            return lock.acquire()  # the system releases the lock of a process that dies
 
     def parts(self) -> list[pa.Table]:
         """All complete parts, in the order of their names."""

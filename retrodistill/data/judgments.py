@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 
-import filelock
-
 from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.files import lock_file, locked
 from retrodistill.data.beir import judgments_in, records_in
 from retrodistill.data.collection import PSEUDO_SPLITS, Collection, Qrels, check_parts, last_judgments
 from retrodistill.data.records import QUERY_COLUMNS, query_of
@@ -94,7 +93,7 @@ class JudgmentLog:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self.folder / ".lock"):
+        with locked(lock_file(self.folder / ".lock")):
             yield
 
 
