@@ -19,6 +19,7 @@ from retrodistill.core.files import atomic_folder, check_replaceable, disk_error
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import main_first
 from retrodistill.encoders.adapters import LoraShape, require_peft, training_adapters
+from retrodistill.encoders.classic_names import write_classic_names
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
@@ -200,12 +201,13 @@ def _check_stage(kind: Kind, student: Any, stage: StageSettings) -> None:
 def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str]) -> AnyStudent:
     """Save a student, whole or not at all, and load it back as the encoder that users will load.
 
-    The folder is an ordinary sentence-transformers folder with a manifest, whose ``about.query_space`` names the
-    document space that its queries search. One that is not writable or holds something else, and a full disk, are a
-    UserError.
+    The folder is an ordinary sentence-transformers folder, with names that versions 3 to 5 read, too, and a manifest,
+    whose ``about.query_space`` names the document space that its queries search. One that is not writable or holds
+    something else, and a full disk, are a UserError.
     """
     with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, disk_errors(), quiet_libraries():
         model.save_pretrained(str(temporary), create_model_card=False)
+        write_classic_names(temporary)
         manifest.write(temporary, STUDENT_MANIFEST)
     return load_student(folder)
 
