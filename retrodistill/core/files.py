@@ -66,7 +66,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
         if not os.access(folder, os.W_OK):
             raise PermissionError("permission denied")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {_reason(error)}; choose a writable folder.") from error
+        raise UserError(f"cannot write to {folder}: {os_reason(error)}; choose a writable folder.") from error
     return folder
 
 
@@ -206,7 +206,7 @@ def _temporary(target: Path) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as error:
-        raise UserError(f"cannot write {target}: {_reason(error)}; nothing half-written was left there.") from error
+        raise UserError(f"cannot write {target}: {os_reason(error)}; nothing half-written was left there.") from error
     finally:
         # only one of the two applies, and neither may hide an error
         shutil.rmtree(temporary, ignore_errors=True)
@@ -341,7 +341,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"no file {path}.") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}.") from error
+        raise UserError(f"cannot read {path}: {os_reason(error)}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); it may be cut short: delete it and make it again.") from error
 
@@ -385,6 +385,7 @@ def _content_digest(place: str, files: tuple[tuple[str, int, int], ...]) -> str:
     return digest([(name, file_digest(Path(place, name))) for name, _, _ in files])
 
 
-def _reason(error: OSError) -> str:
+def os_reason(error: OSError) -> str:
+    """Why the system refused something, for the middle of a sentence."""
     reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
     return reason[:1].lower() + reason[1:]
