@@ -8,11 +8,12 @@ per process; the rest when the file is opened. A file without a seal, as earlier
 from __future__ import annotations
 
 import bisect
+import hashlib
 import os
 import struct
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -62,6 +63,25 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
         while count := file.readinto(buffer):
             state.update(buffer[:count])
     return PREFIX + state.hexdigest()
+
+
+def check_files(folder: Path, checksums: Mapping[str, str], advice: str) -> None:
+    """Check files of a folder, by their names in it, against their `file_checksum`; blake2b was that of version 0.1.0.
+
+    Raises:
+        DamagedError: One is missing, cut short or altered; `advice` says what to do then, in a clause.
+    """
+    for name, wanted in checksums.items():
+        path = folder / name
+        if os.path.isabs(name) or ".." in Path(name).parts or not path.is_file():
+            raise DamagedError(path, "it is missing", advice)
+        if wanted.startswith(PREFIX):
+            found = file_checksum(path)
+        else:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "blake2b").hexdigest()
+        if found != wanted:
+            raise DamagedError(path, "it is cut short or altered (checksum)", advice)
 
 
 def seal(path: Path, *, owner: str = "", lazy: Sequence[tuple[int, int]] = ()) -> str:
@@ -227,6 +247,12 @@ def checked(values: T) -> T:
             for start, stop in _memory(array):
                 _REGISTRY.verify(start, stop)
     return values
+
+
+def is_lazy(values: Any) -> bool:
+    """Whether values of an Arrow array or column are in a sealed file that is not verified as a whole yet."""
+    first = (next((start for start, _ in _memory(array)), 0) for array in _arrays(values))
+    return bool(_REGISTRY.files) and any(_REGISTRY.find(start) is not None for start in first)
 
 
 def check_rows(matrix: np.ndarray, rows: np.ndarray) -> None:
