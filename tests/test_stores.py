@@ -4,6 +4,7 @@ import threading
 import filelock
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from retrodistill.core import stores
@@ -73,26 +74,47 @@ class TestParts:
         assert sorted(keys(store)) == [*range(16), *range(100, 111)]
 
     @pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: data[: len(data) // 2], lambda data: b""])
-    def test_one_cut_short_is_named_and_can_be_deleted(self, store, ending, damage):
+    def test_one_cut_short_is_named_and_kept_under_another_name(self, store, ending, damage, capsys):
         store.append(table(*range(1000)))
         store.append(table(7))
         path = sorted(store.folder.glob("part-*"))[0]
-        path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(UserError, match=rf"{path.name} is cut short or altered .*; delete this file") as caught:
-            store.parts()
-        assert "\n" not in str(caught.value)
-        path.unlink()
+        cut = damage(path.read_bytes())
+        path.write_bytes(cut)
         assert keys(store) == [7]
+        assert [line.split(" is damaged")[0] for line in capsys.readouterr().err.splitlines()] == [str(path)]
+        assert (store.folder / f"damaged-{path.name}").read_bytes() == cut
 
-    def test_altered_bytes_in_parquet_are_noticed(self, tmp_path):
-        store = PartStore(tmp_path / "store", OWNER, ".parquet")
-        store.append(pa.table({"score": np.random.default_rng(0).normal(size=1000)}))
+    def test_one_that_cannot_be_renamed_is_refused(self, store, monkeypatch):
+        store.append(table(7))
         path = next(store.folder.glob("part-*"))
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-        with pytest.raises(UserError, match="cut short or altered"):
+        path.write_bytes(b"")
+        monkeypatch.setattr(type(path), "replace", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only")))
+        with pytest.raises(UserError, match=rf"{path.name} is damaged: .*; delete this file"):
             store.parts()
+
+    def test_one_of_another_owner_is_not_used(self, store, ending, tmp_path):
+        other = PartStore(tmp_path / "other", Manifest("teacher", {"weights": "xyz"}), ending)
+        other.append(table(1))
+        store.append(table(2))
+        part = next(other.folder.glob("part-*"))
+        part.rename(store.folder / part.name)
+        assert keys(store) == [2]
+
+    def test_twice_under_two_names_changes_nothing(self, store):
+        store.append(table(1, 2))
+        part = next(store.folder.glob("part-*"))
+        part.with_name(f"part-000009-copy{part.suffix}").write_bytes(part.read_bytes())
+        found = np.array(keys(store))
+        assert found[KeyIndex(found).find(np.array([1, 2]))].tolist() == [1, 2]
+
+    def test_of_an_earlier_version_without_checksums_is_read(self, store, ending):
+        store.append(table(1))
+        if ending == ".parquet":
+            pq.write_table(table(2), store.folder / "part-000001-aaaaaaaa.parquet")
+        else:
+            with pa.ipc.new_file(store.folder / "part-000001-aaaaaaaa.arrow", table(2).schema) as writer:
+                writer.write_table(table(2))
+        assert keys(store) == [1, 2]
 
     def test_arrow_parts_are_memory_mapped(self, tmp_path):
         store = PartStore(tmp_path / "store", OWNER, ".arrow")
@@ -124,6 +146,21 @@ class TestCompaction:
         assert len(store.parts()) == 1
         store.append(table(4))
         assert keys(store) == [0, 1, 2, 3, 4]
+
+    def test_does_not_take_damaged_values_over(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(stores, "_COMPACT_ABOVE", 2)
+        store = PartStore(tmp_path / "store", OWNER, ".arrow")
+        for value in range(3):
+            values = np.random.default_rng(value).integers(0, 255, 1 << 18, dtype=np.uint8)
+            store.append(pa.table({"key": pa.array([value]), "bytes": pa.array([values.tobytes()])}))
+        path = sorted(store.folder.glob("part-*"))[1]
+        data = bytearray(path.read_bytes())
+        data[1 << 17] ^= 4
+        path.write_bytes(data)
+        assert keys(store) == [0, 1, 2]
+        store.compact()
+        assert keys(store) == [0, 2]
+        assert f"{path} is damaged: it is altered near byte 131,072" in capsys.readouterr().err
 
     def test_a_kill_between_merge_and_removal_leaves_equal_answers(self, store, ending, monkeypatch):
         for value in range(5):

@@ -21,11 +21,13 @@ from typing import Any, TypeVar
 import filelock
 import platformdirs
 
+from retrodistill.core.checksums import PREFIX, DamagedError, checksum
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import is_main, log, of_libc
 
 Value = TypeVar("Value")
 
+_CHECKSUM = "checksum"  # last key of a JSON object that is written
 _BLOCK = 4096  # texts that are fingerprinted at once
 # How torch, safetensors and the system word a failed write in exceptions that are not an OSError.
 _DISK_ERRORS = ("No space left", "os error", "PytorchStreamWriter", "inline_container", "File too large", "quota")
@@ -66,7 +68,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
         if not os.access(folder, os.W_OK):
             raise PermissionError("permission denied")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {_reason(error)}; choose a writable folder.") from error
+        raise UserError(f"cannot write to {folder}: {os_reason(error)}; choose a writable folder.") from error
     return folder
 
 
@@ -206,7 +208,7 @@ def _temporary(target: Path) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as error:
-        raise UserError(f"cannot write {target}: {_reason(error)}; nothing half-written was left there.") from error
+        raise UserError(f"cannot write {target}: {os_reason(error)}; nothing half-written was left there.") from error
     finally:
         # only one of the two applies, and neither may hide an error
         shutil.rmtree(temporary, ignore_errors=True)
@@ -317,8 +319,10 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a value as indented JSON, atomically. NaN raises ValueError."""
+    """Write a value as indented JSON, atomically; an object with a checksum of its content. NaN raises ValueError."""
     text = json_text(value, indent=2)
+    if isinstance(value, dict):
+        text = json_text({**value, _CHECKSUM: _json_checksum(json.loads(text))}, indent=2)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -334,16 +338,26 @@ def json_text(value: Any, encoding: str = "utf-8", indent: int | None = None) ->
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file."""
+    """Read a JSON file; the checksum that `write_json` added is verified and left out."""
     try:
         # editors of Windows add a byte order mark
-        return json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"no file {path}.") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}.") from error
+        raise UserError(f"cannot read {path}: {os_reason(error)}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); it may be cut short: delete it and make it again.") from error
+    if isinstance(content, dict) and str(content.get(_CHECKSUM)).startswith(PREFIX):
+        wanted = content.pop(_CHECKSUM)
+        if wanted != _json_checksum(content):
+            advice = f"make it again, or, if you changed it on purpose, delete {_CHECKSUM!r} in it"
+            raise DamagedError(path, "it is altered (checksum)", advice)
+    return content
+
+
+def _json_checksum(content: Any) -> str:
+    return checksum(json.dumps(content).encode())
 
 
 def digest(*parts: object) -> str:
@@ -385,6 +399,7 @@ def _content_digest(place: str, files: tuple[tuple[str, int, int], ...]) -> str:
     return digest([(name, file_digest(Path(place, name))) for name, _, _ in files])
 
 
-def _reason(error: OSError) -> str:
+def os_reason(error: OSError) -> str:
+    """Why the system refused something, for the middle of a sentence."""
     reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
     return reason[:1].lower() + reason[1:]

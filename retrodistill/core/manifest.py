@@ -6,11 +6,12 @@ import datetime
 import os
 import platform
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from retrodistill.core.checksums import check_files, file_checksum
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest, read_json, write_json
 
@@ -26,6 +27,7 @@ class Manifest:
     inputs: dict[str, str] = field(default_factory=dict)  # fingerprint of each input, by name
     settings: dict[str, Any] = field(default_factory=dict)  # the settings used, seeds included (JSON values)
     about: dict[str, Any] = field(default_factory=dict)  # not in the fingerprint: counts, seconds, contracts
+    files: dict[str, str] = field(default_factory=dict)  # nor are these: checksums of files of the folder, by name
 
     @property
     def fingerprint(self) -> str:
@@ -40,6 +42,7 @@ class Manifest:
             "inputs": self.inputs,
             "settings": self.settings,
             "about": self.about,
+            **({"files": self.files} if self.files else {}),
             "versions": library_versions(),
             "hardware": hardware(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -52,10 +55,23 @@ class Manifest:
         path = Path(folder).expanduser() / name
         content = read_json(path)
         try:
-            return cls(content["artifact"], content["inputs"], content["settings"], content["about"])
+            artifact, inputs, settings, about = (content[key] for key in ("artifact", "inputs", "settings", "about"))
+            return cls(artifact, inputs, settings, about, content.get("files", {}))
         except (KeyError, TypeError) as error:
             problem = f"lacks {error}" if isinstance(error, KeyError) else "is not a JSON object"
             raise UserError(f"{path} is not a retrodistill manifest: it {problem}.") from error
+
+    def with_files(self, folder: str | os.PathLike[str]) -> Manifest:
+        """The same with checksums of all files below a folder, except hidden ones, and read-mes, which people edit."""
+        place = Path(folder).expanduser()
+        files = (file for file in sorted(place.rglob("*")) if file.is_file() and file.name != "README.md")
+        names = [file.relative_to(place) for file in files]
+        names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+        return replace(self, files={name.as_posix(): file_checksum(place / name) for name in names})
+
+    def check_files(self, folder: str | os.PathLike[str], advice: str) -> None:
+        """As `checksums.check_files`, for the files of the manifest; those that were added later are not looked at."""
+        check_files(Path(folder).expanduser(), self.files, advice)
 
     def matches(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> bool:
         """Whether the folder holds an artifact made from the same inputs with the same settings."""

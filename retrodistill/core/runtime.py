@@ -157,7 +157,7 @@ def bar(total: int | None, what: str, unit: str) -> Any:
     )
 
 
-def log(line: str) -> None:
-    """Print a line to standard error without breaking an open progress bar."""
-    if not _quiet:
+def log(line: str, *, always: bool = False) -> None:
+    """Print a line to standard error without breaking an open progress bar; with `always`, in quiet runs as well."""
+    if always or not _quiet:
         tqdm.write(line, file=sys.stderr)

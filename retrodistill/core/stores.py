@@ -16,12 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retrodistill.core.checksums import DamagedError, checked, open_arrow, seal, sealed_file, write_arrow
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, lock_file, locked, make_folder
+from retrodistill.core.files import atomic_file, lock_file, locked, make_folder, os_reason
 from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.runtime import log
 
 _COMPACT_ABOVE = 32  # parts; more of them make opening a store slow
 _MERGED = 1024  # parts that are merged while a store grows: Linux maps at most 65,530 files of a process
+KEY = "key"  # column of `.arrow` parts that is read when a store is opened
+_ADVICE = "delete this file and its rows will be computed again"
 _KEY_LOCKS = 1024  # lock files; two key sets that share one only wait for each other
 
 
@@ -89,12 +93,40 @@ class PartStore:
             yield
 
     def parts(self) -> list[pa.Table]:
-        """All complete parts, in the order of their names."""
+        """All complete parts, in the order of their names.
+
+        A damaged part is renamed, so that its rows are missing. Memory of ``.arrow`` parts, but that of keys, is to be
+        verified before it is read: by `checked` or `check_rows` inside `reading`.
+        """
         while True:
             try:
-                return [self._read(path) for path in self._paths()]
+                with self.reading():
+                    return [self._read(path) for path in self._paths()]
             except FileNotFoundError:  # another process merged the parts after they were listed
                 continue
+            except DamagedError as error:
+                log(str(error), always=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep a part that is found damaged inside the block under another name, so that its rows are missing.
+
+        Raises:
+            DamagedError: It was renamed: read the store again.
+            UserError: It cannot be renamed.
+        """
+        try:
+            yield
+        except DamagedError as error:
+            kept = error.path.with_name(f"damaged-{error.path.name}")
+            try:
+                error.path.replace(kept)
+            except FileNotFoundError:  # another process has renamed it
+                pass
+            except OSError:
+                raise UserError(str(error)) from error
+            advice = f"it was renamed to {kept.name}, and its rows will be computed again"
+            raise DamagedError(error.path, error.problem, advice) from error
 
     def append(self, table: pa.Table) -> None:
         """Add a part, atomically."""
@@ -114,10 +146,17 @@ class PartStore:
                 self._merge(paths, 0)
 
     def _merge(self, paths: list[Path], number: int) -> None:
-        """Replace parts by one."""
-        if len(paths) > 1:
-            self._write(pa.concat_tables([self._read(path) for path in paths]), number)
-            for path in paths:  # if the process dies here, rows exist twice with equal values, which readers accept
+        """Replace parts by one; a damaged one is renamed."""
+        tables: dict[Path, pa.Table] = {}
+        for path in paths:
+            try:
+                with self.reading():
+                    tables[path] = checked(self._read(path))
+            except DamagedError as error:
+                log(str(error), always=True)
+        if len(tables) > 1:
+            self._write(pa.concat_tables(tables.values()), number)
+            for path in tables:  # if the process dies here, rows exist twice with equal values, which readers accept
                 path.unlink()
 
     def _paths(self) -> list[Path]:
@@ -125,26 +164,30 @@ class PartStore:
 
     def _read(self, path: Path) -> pa.Table:
         try:
-            if self.ending == ".parquet":
-                # a fifth of the cost of `read_table`, which matters for parts with the answer of one request
-                with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                    return file.read()
-            with pa.memory_map(str(path)) as source:
-                return pa.ipc.open_file(source).read_all()
+            if self.ending == ".arrow":
+                return open_arrow(path, owner=self.owner.fingerprint, advice=_ADVICE)
+            # a fifth of the cost of `read_table`, which matters for parts with the answer of one request
+            source = sealed_file(path, owner=self.owner.fingerprint, advice=_ADVICE)
+            with pq.ParquetFile(source, page_checksum_verification=True) as file:
+                return file.read()
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
-            problem = f"cut short or altered ({str(error).splitlines()[0]})"
-            raise UserError(f"{path} is {problem}; delete this file and its rows will be computed again.") from error
+            if isinstance(error, OSError) and error.errno is not None:
+                raise UserError(f"cannot read {path}: {os_reason(error)}.") from error
+            problem = f"it is cut short or altered ({str(error).splitlines()[0]})"
+            raise DamagedError(path, problem, _ADVICE) from error
 
     def _write(self, table: pa.Table, number: int) -> Path:
         path = self.folder / f"part-{number:06d}-{uuid.uuid4().hex[:8]}{self.ending}"
+        owner = self.owner.fingerprint
         with atomic_file(path) as temporary:
-            if self.ending == ".parquet":
-                pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+            if self.ending == ".arrow":
+                lazy = [name for name in table.column_names if name != KEY]
+                write_arrow(temporary, table.schema, table.to_batches(), owner=owner, lazy=lazy)
             else:
-                with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                    writer.write_table(table)
+                pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+                seal(temporary, owner=owner)
         return path
 
 

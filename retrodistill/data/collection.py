@@ -302,10 +302,10 @@ class Collection:
 
     def _have_same_text(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
         """(n,) bool: the queries at (n,) rows have the text of the documents at (n,) rows."""
-        same, lengths = np.zeros(len(queries), dtype=bool), _lengths(self.queries)[queries]
+        same, lengths = np.zeros(len(queries), dtype=bool), self.queries.lengths[queries]
         for texts in (self.whole.documents, self.whole.bodies):
             # Ids are often numbers, so that many queries share one with a document: lengths leave few to compare.
-            differences = np.abs(_lengths(texts)[documents] - lengths)
+            differences = np.abs(texts.lengths[documents] - lengths)
             for place in np.flatnonzero(~same & (differences <= 8 + lengths // 8)):
                 query = normalized(self.queries.column[queries[place]])
                 same[place] = query != "" and query == normalized(texts.column[documents[place]])
@@ -347,11 +347,6 @@ def _listed(sizes: Mapping[str, int]) -> str:
 def normalized(text: str) -> str:
     """Case-folded text in which each run of whitespace and punctuation becomes a single space."""
     return _BREAKS.sub(" ", text.casefold()).strip()
-
-
-def _lengths(texts: Texts) -> np.ndarray:
-    """(n,) int64 bytes of each text; no text is read for it."""
-    return pc.binary_length(texts.table["text"]).to_numpy()
 
 
 def full_text(title: str, body: str) -> str:

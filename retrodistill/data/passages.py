@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import regex
 
+from retrodistill.core.checksums import checked, write_arrow
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, digest, make_folder
 from retrodistill.core.runtime import bar
@@ -17,10 +18,10 @@ from retrodistill.data.collection import Collection, full_text
 from retrodistill.data.languages import UNSPACED
 from retrodistill.data.parents import Parents, PassageSettings, passage_id
 from retrodistill.data.sentences import sentences
-from retrodistill.data.stored import DOCUMENT_SCHEMA, make_once, open_table, write_table
+from retrodistill.data.stored import DOCUMENT_SCHEMA, LAZY, open_once, open_table
 from retrodistill.data.texts import Texts, row_batches
 
-FORMAT = 1  # part of the cache's key: raise it when documents are cut in another way
+FORMAT = 2  # part of the cache's key: raise it when documents are cut in another way
 _LONGEST = 40  # characters of what counts as a word: addresses and encoded data are many tokens
 _WORD = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[^\s{UNSPACED}]{{1,{_LONGEST}}}")
 _SCHEMA = DOCUMENT_SCHEMA.append(pa.field("parent", pa.int32()))
@@ -43,8 +44,12 @@ def with_passages(collection: Collection, passages: Any) -> Collection:
         raise UserError(f"collection {collection.name} has passages already; load it without, or with others.")
     key = digest("passages", FORMAT, settings.cut, collection.documents.fingerprint, collection.titles.fingerprint)
     folder = make_folder(cache_folder() / "passages") / key
-    make_once(folder, lambda temporary: _write(temporary, collection, settings))
-    table = open_table(folder / "documents.arrow")
+    file = folder / "documents.arrow"
+
+    def make(temporary: Path) -> None:
+        write_arrow(temporary / file.name, _SCHEMA, row_batches(_rows(collection, settings), _SCHEMA), lazy=LAZY)
+
+    table = open_once(folder, make, lambda: open_table(file))
     titles, bodies = (Texts(pa.table({"id": table["id"], "text": table[part]})) for part in ("title", "body"))
     parents = Parents(collection.documents.table["id"], table["parent"].to_numpy(), settings)
     cut_up = replace(collection, documents=Texts(table), titles=titles, bodies=bodies, fields=None)
@@ -97,17 +102,13 @@ def _parts(sentence: str, words: int, overlap: int) -> Iterator[tuple[str, int]]
         yield sentence[marks[start].start() : marks[end - 1].end()], end - start
 
 
-def _write(folder: Path, collection: Collection, settings: PassageSettings) -> None:
-    write_table(folder / "documents.arrow", _SCHEMA, row_batches(_rows(collection, settings), _SCHEMA))
-
-
 def _rows(collection: Collection, settings: PassageSettings) -> Iterator[tuple[str, str, str, str, int]]:
     """Passage id, title, body, whole text, and the document's row."""
     batches = zip(collection.titles.table.to_batches(), collection.bodies.table.to_batches(), strict=True)
     row = 0
     with bar(len(collection.documents), "cutting passages", "documents") as progress:
         for titles, bodies in batches:
-            columns = (titles["id"], titles["text"], bodies["text"])
+            columns = (titles["id"], checked(titles["text"]), checked(bodies["text"]))
             for id_, title, body in zip(*(column.to_pylist() for column in columns), strict=True):
                 for number, passage in enumerate(cut(body, settings.words, settings.overlap), start=1):
                     yield passage_id(id_, number), title, passage, full_text(title, passage), row

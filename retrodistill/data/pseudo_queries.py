@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrodistill.core.checksums import checked
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, json_text
 from retrodistill.core.stores import text_keys
@@ -193,7 +194,7 @@ def is_phrase(texts: Texts) -> np.ndarray:
 def _pairs(texts: Texts, rows: np.ndarray | None) -> Iterator[tuple[str, str]]:
     first = 0
     for batch in texts.table.to_batches(max_chunksize=BATCH):
-        chosen, last = batch, first + batch.num_rows
+        chosen, last = checked(batch), first + batch.num_rows
         if rows is not None:
             chosen = batch.take(pa.array(rows[slice(*np.searchsorted(rows, (first, last)))] - first))
         yield from zip(chosen.column("id").to_pylist(), chosen.column("text").to_pylist(), strict=True)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from retrodistill.core.checksums import DamagedError, open_arrow, write_arrow
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, make_once, read_json, write_json
-from retrodistill.core.runtime import bar
+from retrodistill.core.files import cache_folder, digest, make_once, os_reason, read_json, write_json
+from retrodistill.core.runtime import bar, log
 from retrodistill.data.collection import JUDGMENT_SCHEMA, Collection, Qrels, check_parts, full_text
 from retrodistill.data.fields import FieldWriter
 from retrodistill.data.records import Document, Query, Source
 from retrodistill.data.texts import SCHEMA as TEXT_SCHEMA
 from retrodistill.data.texts import Texts, duplicates, row_batches
 
+T = TypeVar("T")
 # Part of every cache key. Raise it when the layout of the files or the checks change, so that they are made again.
-FORMAT = 5
-_FIELDS_FILE = "fields.arrow"
+FORMAT = 6
+_DOCUMENTS_FILE, _QUERIES_FILE, _FIELDS_FILE = "documents.arrow", "queries.arrow", "fields.arrow"
+LAZY = ("title", "body", "text")  # columns that are verified when they are read
 DOCUMENT_SCHEMA = pa.schema(
     [("id", pa.string()), ("title", pa.large_string()), ("body", pa.large_string()), ("text", pa.large_string())]
 )
@@ -35,8 +39,7 @@ def cached(name: str, key: tuple[object, ...], source: Callable[[], Source]) -> 
         source: Called only if the cache lacks the collection.
     """
     folder = cache_folder() / "collections" / digest(FORMAT, *key)
-    make_once(folder, lambda temporary: write(temporary, source()))
-    return open_stored(folder, name)
+    return open_once(folder, lambda temporary: write(temporary, source()), lambda: open_stored(folder, name))
 
 
 def write(folder: Path, source: Source) -> None:
@@ -48,14 +51,19 @@ def write(folder: Path, source: Source) -> None:
             fields.append(row.fields, row.place)
             yield row.id, row.title, row.body, full_text(row.title, row.body)
 
+    seals: dict[str, str] = {}  # of the files: one that is exchanged for another is noticed
+
+    def write_table(name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch], lazy: Sequence[str] = ()) -> None:
+        seals[name] = write_arrow(folder / name, schema, batches, lazy=lazy)
+
     batches = _counted(row_batches(document_rows(), DOCUMENT_SCHEMA), "documents")
-    write_table(folder / "documents.arrow", DOCUMENT_SCHEMA, batches)
+    write_table(_DOCUMENTS_FILE, DOCUMENT_SCHEMA, batches, LAZY)
     schema, field_batches, field_warnings = fields.finish()
     if schema.names:
-        write_table(folder / _FIELDS_FILE, schema, field_batches)
+        write_table(_FIELDS_FILE, schema, field_batches, schema.names)
     query_rows = ((row.id, row.text) for row in source.queries())
-    write_table(folder / "queries.arrow", TEXT_SCHEMA, _counted(row_batches(query_rows), "queries"))
-    documents, queries = open_table(folder / "documents.arrow"), open_table(folder / "queries.arrow")
+    write_table(_QUERIES_FILE, TEXT_SCHEMA, _counted(row_batches(query_rows), "queries"))
+    documents, queries = (open_table(folder / name, seals[name]) for name in (_DOCUMENTS_FILE, _QUERIES_FILE))
     _refuse_duplicates(documents, source.documents, source.where.get("documents", "documents, row"))
     _refuse_duplicates(queries, source.queries, source.where.get("queries", "queries, row"))
     qrels, repeated = {}, []
@@ -69,38 +77,62 @@ def write(folder: Path, source: Source) -> None:
     # Number the files, because the name of a split may not be a valid file name.
     files = {split: f"qrels-{place}.arrow" for place, split in enumerate(kept)}
     for split, judged in kept.items():
-        write_table(folder / files[split], JUDGMENT_SCHEMA, iter(judged.table.to_batches()))
+        write_table(files[split], JUDGMENT_SCHEMA, iter(judged.table.to_batches()))
     write_json(
         folder / "collection.json",
         {
             "documents": _about(document_texts),
             "queries": _about(query_texts),
             "splits": files,
+            "seals": seals,
             "warnings": [*source.warnings, *warnings, *field_warnings, *repeated],
         },
     )
 
 
-def open_stored(folder: Path, name: str) -> Collection:
-    """Open a collection that `write` wrote. Texts and fields are memory-mapped: only the manifest is read."""
-    about = read_json(folder / "collection.json")
+def open_once(folder: Path, make: Callable[[Path], None], read: Callable[[], T]) -> T:
+    """Read a folder of the cache, which `make` writes if it does not exist, or if reading finds it damaged."""
+    make_once(folder, make)
     try:
-        documents = open_table(folder / "documents.arrow")
+        return read()
+    except DamagedError as error:
+        try:
+            shutil.rmtree(folder)
+        except OSError:
+            raise error from None
+        log(f"{error} It is made again.", always=True)
+    make_once(folder, make)
+    return read()
+
+
+def open_stored(folder: Path, name: str) -> Collection:
+    """Open a collection that `write` wrote. Texts and fields are memory-mapped, and verified when they are read."""
+    try:
+        about = read_json(folder / "collection.json")
+    except UserError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise DamagedError(
+            folder / "collection.json", "it is missing, cut short or altered", _advice(folder)
+        ) from error
+    try:
+        seals, splits = about["seals"], about["splits"]
+        tables = {file: open_table(folder / file, seal) for file, seal in seals.items()}
+        documents = tables[_DOCUMENTS_FILE]
         titles, bodies = (pa.table({"id": documents["id"], "text": documents[part]}) for part in ("title", "body"))
         return Collection(
             name,
             _texts(documents, about["documents"]),
             titles=Texts(titles),
             bodies=Texts(bodies),
-            queries=_texts(open_table(folder / "queries.arrow"), about["queries"]),
-            qrels={split: Qrels(open_table(folder / file)) for split, file in about["splits"].items()},
-            fields=open_table(folder / _FIELDS_FILE) if (folder / _FIELDS_FILE).exists() else None,
+            queries=_texts(tables[_QUERIES_FILE], about["queries"]),
+            qrels={split: Qrels(tables[file]) for split, file in splits.items()},
+            fields=tables.get(_FIELDS_FILE),
             warnings=about["warnings"],
         )
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise UserError(
-            f"the cached collection in {folder} is damaged ({error}); delete that folder and load again."
-        ) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DamagedError(folder / "collection.json", reason, _advice(folder)) from error
 
 
 def _about(texts: Texts) -> dict[str, Any]:
@@ -132,13 +164,18 @@ def _counted(batches: Iterator[pa.RecordBatch], what: str) -> Iterator[pa.Record
             progress.update(batch.num_rows)
 
 
-def write_table(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-    """Write an Arrow file batch by batch."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+def open_table(path: Path, seal: str | None = None) -> pa.Table:
+    """Open a table of a folder of the cache, memory-mapped, with the seal that is known of it.
+
+    Texts, those of `LAZY` columns, and fields are to be given to `checked` before they are read.
+    """
+    try:
+        return open_arrow(path, advice=_advice(path.parent), expected=seal)
+    except FileNotFoundError as error:
+        raise DamagedError(path, "it is missing", _advice(path.parent)) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {os_reason(error)}; {_advice(path.parent)}.") from error
 
 
-def open_table(path: Path) -> pa.Table:
-    """Open an Arrow file, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+def _advice(folder: Path) -> str:
+    return f"delete the folder {folder} of the cache, and it is made again"

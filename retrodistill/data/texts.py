@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrodistill.core.checksums import checked, is_lazy
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.data.records import text_of
 
@@ -101,7 +102,7 @@ class Texts(Mapping[str, str]):
         return id_ in self._places
 
     def __getitem__(self, id_: str) -> str:
-        return self.table["text"][self._places[id_]].as_py()
+        return self.column[self._places[id_]]
 
     def __repr__(self) -> str:
         return f"Texts({len(self)} texts)"
@@ -113,10 +114,19 @@ class Texts(Mapping[str, str]):
         """All ids, in order."""
         return self.table["id"].to_pylist()
 
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(n,) int64 bytes of each text; no text is read for it."""
+        lengths = [np.zeros(0, dtype=np.int64)]
+        for chunk in self.table["text"].chunks:
+            offsets = np.frombuffer(chunk.buffers()[1], np.int64)
+            lengths.append(np.diff(checked(offsets[chunk.offset : chunk.offset + len(chunk) + 1])))
+        return np.concatenate(lengths)
+
     @property
     def texts(self) -> list[str]:
         """All texts, in order; not cached, because it holds the whole corpus in memory. See `column`."""
-        return self.table["text"].to_pylist()
+        return checked(self.table["text"]).to_pylist()
 
     @cached_property
     def column(self) -> TextColumn:
@@ -136,6 +146,7 @@ class Texts(Mapping[str, str]):
         rows: list[int] = []
         start = 0
         for batch in self.table.to_batches(max_chunksize=BATCH):
+            checked(batch["text"])
             others = np.arange(batch.num_rows)
             if unless is not None:
                 matches = pc.match_substring_regex(batch["text"], unless).to_numpy(zero_copy_only=False)
@@ -189,12 +200,12 @@ class Texts(Mapping[str, str]):
 
         Empty texts are no copies. Texts are compared by a hash of 64 bits each; a million take about two seconds.
         """
-        hashes = [_hashes(batch.column("text")) for batch in self.table.to_batches(max_chunksize=BATCH)]
+        hashes = [_hashes(checked(batch.column("text"))) for batch in self.table.to_batches(max_chunksize=BATCH)]
         if not hashes:
             return np.zeros(0, dtype=np.int64)
         first, inverse = np.unique(np.concatenate(hashes), return_index=True, return_inverse=True)[1:]
         originals = first.astype(np.int64)[inverse]
-        empty = np.flatnonzero(pc.binary_length(self.table["text"]).to_numpy() == 0)
+        empty = np.flatnonzero(self.lengths == 0)
         originals[empty] = empty
         return originals
 
@@ -230,7 +241,7 @@ class Texts(Mapping[str, str]):
     @cached_property
     def fingerprint(self) -> str:
         """Digest of ids and texts in order, 32 hexadecimal digits; independent of the table's chunks."""
-        parts = column_digest(self.table["id"].chunks) + column_digest(self.table["text"].chunks)
+        parts = column_digest(self.table["id"].chunks) + column_digest(checked(self.table["text"]).chunks)
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
     def _with_unique_ids(self) -> Texts:
@@ -244,7 +255,7 @@ class TextColumn(Sequence[str]):
     """The texts of an Arrow column by row, converted to Python strings on access."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
+        self._column, self._is_lazy = column, is_lazy(column)
 
     def __len__(self) -> int:
         return len(self._column)
@@ -255,8 +266,11 @@ class TextColumn(Sequence[str]):
     def __getitem__(self, rows: slice) -> list[str]: ...
     def __getitem__(self, rows: int | slice) -> str | list[str]:
         if isinstance(rows, slice):
-            return self._column[rows].to_pylist()
-        return self._column[int(rows)].as_py()
+            return checked(self._column[rows]).to_pylist()
+        row = int(rows)
+        if self._is_lazy:
+            checked(self._column[row % len(self) :][:1])
+        return self._column[row].as_py()
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), BATCH):
@@ -310,7 +324,7 @@ def without_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
     if len(rows) > _MANY_CUTS:
         kept = np.ones(len(table), dtype=bool)
         kept[rows] = False
-        return table.filter(pa.array(kept))
+        return checked(table).filter(pa.array(kept))
     bounds = [-1, *rows.tolist(), len(table)]
     return pa.concat_tables([table.slice(a + 1, b - a - 1) for a, b in itertools.pairwise(bounds)])
 
@@ -381,13 +395,13 @@ def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
     """
     batches = table.to_batches()
     if len(rows) == 0 or len(batches) < 2:
-        return table.take(pa.array(rows, pa.int64()))
+        return checked(table).take(pa.array(rows, pa.int64()))
     starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])])
     chunk = np.searchsorted(starts, rows, side="right") - 1
     order = np.argsort(chunk, kind="stable")
     bounds = np.flatnonzero(np.diff(chunk[order])) + 1
     taken = [
-        batches[chunk[group[0]]].take(pa.array(rows[group] - starts[chunk[group[0]]]))
+        checked(batches[chunk[group[0]]]).take(pa.array(rows[group] - starts[chunk[group[0]]]))
         for group in np.split(order, bounds)
     ]
     back = np.empty_like(order)

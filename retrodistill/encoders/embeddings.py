@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_array
 
+from retrodistill.core.checksums import DamagedError, check_rows, checked
 from retrodistill.core.engines import Computation, check_same_model, compute, current_engine
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.runtime import bar, keep_freed_memory, release_freed_memory
-from retrodistill.core.stores import KeyIndex, PartStore, text_keys
+from retrodistill.core.runtime import bar, keep_freed_memory, log, release_freed_memory
+from retrodistill.core.stores import KEY, KeyIndex, PartStore, text_keys
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import EncodingSettings, Role, TextModel, encode_with
@@ -90,7 +91,12 @@ class KeyedStore(ABC):
         """A part of the store: the results of texts or pairs, and the keys of these very texts or pairs."""
 
     def _load(self) -> None:
-        self._index = KeyIndex(self._read(self._store.parts()))
+        while True:
+            try:
+                self._index = KeyIndex(self._read(self._store.parts()))
+                return
+            except DamagedError as error:
+                log(str(error), always=True)
 
     @abstractmethod
     def _read(self, tables: list[pa.Table]) -> np.ndarray:
@@ -178,13 +184,26 @@ class TextStore(KeyedStore):
 
     @abstractmethod
     def gather(self, texts: Sequence[str]) -> Any:
-        """Vectors of encoded texts, in the encoder's form."""
+        """Vectors of encoded texts, in the encoder's form.
+
+        A damaged part of the store is renamed, with a `DamagedError`: the next time, its texts are missing.
+        """
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        """As `gather`, after encoding what is missing or damaged."""
+        while True:
+            self.fill(texts)
+            try:
+                return self.gather(texts)
+            except DamagedError as error:
+                log(str(error), always=True)
+                self._load()
 
     def _select(self, vectors: Any, rows: list[int]) -> Any:
         return vectors[rows]
 
     def _part(self, texts: Sequence[str], vectors: Any) -> pa.Table:
-        return pa.table({"key": pa.array(text_keys(texts)), **self._columns(vectors)})
+        return pa.table({KEY: pa.array(text_keys(texts)), **self._columns(vectors)})
 
     def rows(self, texts: Sequence[str]) -> np.ndarray:
         """(n,) int64 row of each text in the whole store."""
@@ -195,7 +214,7 @@ class TextStore(KeyedStore):
 
     def _read(self, tables: list[pa.Table]) -> np.ndarray:
         self._map(tables)
-        return _joined([table["key"].to_numpy() for table in tables], np.uint64)
+        return _joined([table[KEY].to_numpy() for table in tables], np.uint64)
 
     @abstractmethod
     def _columns(self, vectors: Any) -> dict[str, pa.Array]:
@@ -223,6 +242,8 @@ class EmbeddingStore(TextStore):
         bounds = np.searchsorted(part, np.arange(len(self._blocks) + 1), sorter=order)
         for block, start, span in zip(self._blocks, self._starts, itertools.pairwise(bounds), strict=True):
             places = order[slice(*span)]
+            with self._store.reading():
+                check_rows(block, rows[places] - start)
             vectors[places] = block[rows[places] - start]
         return vectors
 
@@ -255,6 +276,9 @@ class SparseStore(TextStore):
         }
 
     def _map(self, tables: list[pa.Table]) -> None:
+        for table in tables:  # which are joined in memory
+            with self._store.reading():
+                checked(table)
         terms = [chunk for table in tables for chunk in table["terms"].chunks]
         weights = [chunk.flatten().to_numpy() for table in tables for chunk in table["weights"].chunks]
         counts = [np.diff(chunk.offsets.to_numpy()) for chunk in terms]
@@ -275,7 +299,9 @@ class TokenVectors(TextStore):
         blocks = np.searchsorted(self._starts, rows, side="right") - 1
         arrays = []
         for block, row in zip(blocks.tolist(), (rows - self._starts[blocks]).tolist(), strict=True):
-            bounds, vectors = self._blocks[block]
+            chunk, bounds, vectors = self._blocks[block]
+            with self._store.reading():
+                checked(chunk)
             arrays.append(vectors[bounds[row] : bounds[row + 1]].astype(np.float32))
         return Tokens.of(arrays, self.encoder.dimension)
 
@@ -291,8 +317,8 @@ class TokenVectors(TextStore):
         self._blocks = []
         for chunk in (chunk for table in tables for chunk in table["tokens"].chunks):
             vectors = chunk.values.flatten().to_numpy().reshape(-1, self.encoder.dimension)
-            self._blocks.append((chunk.offsets.to_numpy(), vectors))
-        self._starts = _starts([len(bounds) - 1 for bounds, _ in self._blocks])
+            self._blocks.append((chunk, chunk.offsets.to_numpy(), vectors))
+        self._starts = _starts([len(chunk) for chunk, _, _ in self._blocks])
 
 
 _STORES: dict[str, type[TextStore]] = {"sparse": SparseStore, "multi-vector": TokenVectors}
@@ -313,9 +339,7 @@ def embed(encoder: TextModel, texts: Sequence[str], role: Role, root: Path | Non
     """(n, dimension) float32, (n, vocabulary) float32 CSR or `Tokens`, through a store unless encoding is faster."""
     if not encoder.needs_store(role):
         return encoder.encode(texts, role, batch_size=_UNSTORED_BATCH)
-    store = store_of(encoder, role, root)
-    store.fill(texts)
-    return store.gather(texts)
+    return store_of(encoder, role, root).embed(texts)
 
 
 class TextVectors:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest, read_json
+from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.adapters import (
     ADAPTER,
     BASE,
@@ -22,6 +23,7 @@ from retrodistill.encoders.adapters import (
     require_lora,
     with_bases,
 )
+from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.modules import exit_model, keep_first_layers
 from retrodistill.encoders.names import split_exit
@@ -203,6 +205,7 @@ def _load_from(name: str, load: Callable[[str], Any], lack: str) -> Any:
     """What `load` makes of a folder or a hub name; `lack` says what is wrong with a folder where it fails."""
     with quiet_libraries():
         if (folder := _local(name)) is not None:
+            check_student(folder)
             return _try(str(folder), load, f"folder {name} {lack}")
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
@@ -210,6 +213,17 @@ def _load_from(name: str, load: Callable[[str], Any], lack: str) -> Any:
         problem = "is not a folder here and the hub does not provide it (offline, or no such name)"
         with _offline_unless_reachable():
             return _try(name, load, f"model {name!r} {problem}; give an existing folder, check the name{extra}")
+
+
+def check_student(folder: Path) -> None:
+    """Check the files of a student's folder against its manifest, before a library reads them.
+
+    Other models have no checksums, and neither have students of version 0.1.0. A missing or altered file is a
+    `DamagedError`; what a user added, and the model card, do not matter.
+    """
+    if (folder / STUDENT_MANIFEST).is_file():
+        advice = f"make it again, or, if you changed it on purpose, delete 'files' and 'checksum' in {STUDENT_MANIFEST}"
+        Manifest.read(folder, STUDENT_MANIFEST).check_files(folder, advice)
 
 
 def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:

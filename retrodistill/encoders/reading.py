@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import regex
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -142,8 +141,7 @@ def count_longer(encoder: Any, documents: Texts) -> int:
     if not encoder.has_weights or (limit := encoder.contract("document")["max_length"]) is None:
         return 0
     tokenizer = getattr(encoder.modules("document")[0], "tokenizer", None)
-    sizes = [pc.binary_length(chunk).to_numpy(zero_copy_only=False) for chunk in documents.table["text"].chunks]
-    lengths = np.concatenate([np.zeros(0, dtype=np.int64), *sizes])
+    lengths = documents.lengths
     likely = np.flatnonzero(lengths > limit)  # a token has a byte or more
     if not len(likely) or not callable(tokenizer):
         return 0

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 from scipy.sparse import csr_array
 
+from retrodistill.core.checksums import checked
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
@@ -119,7 +120,7 @@ class Records:
                 raise UserError("texts are to be exported, but there is no collection to take them from; give one.")
             return records
         ids, wanted = pa.chunked_array([self.ids], pa.string()), TEXTS if texts else TEXTS[:1]
-        filled = {name: pc.fill_null(self.columns[name], "") for name in wanted}
+        filled = {name: pc.fill_null(checked(self.columns[name]), "") for name in wanted}
         return replace(records, payload={name: Texts(pa.table({"id": ids, "text": filled[name]})) for name in wanted})
 
     def manifest(self, artifact: str, settings: dict[str, Any], folder: Path | None = None) -> Manifest:

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retrodistill.core.checksums import PREFIX, check_files, file_checksum
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import atomic_folder, check_replaceable, digest, file_digest
+from retrodistill.core.files import atomic_folder, check_replaceable, digest
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.data.collection import Collection
 from retrodistill.data.fields import type_names
@@ -63,6 +64,7 @@ class StoredIndex(NamedTuple):
     labels: np.ndarray  # (n,) int64 by which the other files refer to the documents
     parents: Parents | None  # of passages
     fingerprint: str
+    columns_seal: str | None  # of the columns; None without these, and in version 0.1.0
 
 
 class Index(Ranker):
@@ -399,9 +401,9 @@ class Index(Ranker):
             if self.parents is not None:
                 table["parent_id"] = self.parents.column
             pq.write_table(pa.table(table), temporary / _IDS_FILE)
-            if self.columns is not None:
-                write_columns(self.columns, temporary)
-            checksums = {file.name: file_digest(file) for file in sorted(temporary.iterdir())}
+            checksums = {file.name: file_checksum(file) for file in sorted(temporary.iterdir())}
+            if self.columns is not None:  # texts take long to read: they are verified as they are
+                checksums[COLUMNS_FILE] = write_columns(self.columns, temporary)
             has_model = self.queries is None or self.queries.has_model
             about = {
                 "space": {**self.space.to_json(), "documents_by": relative_to(self.documents_from, target)},
@@ -440,7 +442,8 @@ class Index(Ranker):
         check_unchanged(encoder, stored.about.get("query_contract", {}))
         index._set_queries(encoder)
         index._queries_by = stored.about["queries_by"] if queries is None else None
-        index.columns = read_columns(stored.folder)
+        if COLUMNS_FILE in stored.about["checksums"]:
+            index.columns = read_columns(stored.folder, stored.columns_seal)
         index.build_seconds, index.parents = stored.about.get("build_seconds"), stored.parents
         index.made_from, index.source = stored.fingerprint, stored.about.get("collection", {})
         return index
@@ -667,9 +670,9 @@ def _open(folder: Path, kind: str) -> StoredIndex:
     settings = dict(manifest.settings)
     if (stored_kind := settings.pop("kind")) != kind:
         raise UserError(f"{folder} holds an index of kind {stored_kind}, not {kind}; load it as such.")
-    for name, checksum in manifest.about["checksums"].items():
-        if not (folder / name).is_file() or file_digest(folder / name) != checksum:
-            raise UserError(f"{folder / name} is missing, cut short or altered (checksum); build the index again.")
+    checksums = dict(manifest.about["checksums"])
+    seal = checksums.pop(COLUMNS_FILE) if checksums.get(COLUMNS_FILE, "").startswith(PREFIX) else None
+    check_files(folder, checksums, "build the index again")
     table = pq.read_table(folder / _IDS_FILE)
     space = EmbeddingSpace.from_json(manifest.about["space"])
     ids, labels = table[ID].to_pylist(), table["label"].to_numpy()
@@ -678,7 +681,7 @@ def _open(folder: Path, kind: str) -> StoredIndex:
     rule, parents = manifest.about.get("passages"), None
     if rule is not None:
         parents = Parents.of_column(table["parent_id"].cast(pa.string()), PassageSettings.of(rule))
-    return StoredIndex(folder, settings, about, space, ids, labels, parents, manifest.fingerprint)
+    return StoredIndex(folder, settings, about, space, ids, labels, parents, manifest.fingerprint, seal)
 
 
 def _check_list(ids: Sequence[str]) -> None:

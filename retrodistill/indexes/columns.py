@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from retrodistill.core.checksums import checked, open_arrow, write_arrow
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.data.collection import Collection
 from retrodistill.data.fields import fields_table, type_name
@@ -37,7 +38,7 @@ def chosen(table: pa.Table | None, fields: Choice) -> dict[str, pa.ChunkedArray]
     names = {"all": known, "none": []}[fields] if isinstance(fields, str) else fields
     if strange := [name for name in names if name not in known]:
         raise unknown("field", strange[0], known)
-    return {} if table is None else {name: table[name] for name in names}
+    return {} if table is None else {name: checked(table[name]) for name in names}
 
 
 def columns_of(collection: Collection, fields: Choice = "all", *, texts: bool = False) -> pa.Table | None:
@@ -68,7 +69,7 @@ def row_of(columns: pa.Table | None, row: int) -> dict[str, Any]:
     if columns is None:
         return {}
     # Taking several rows of a table would first join its chunks.
-    values = columns.slice(row, 1).to_pylist()[0]
+    values = checked(columns.slice(row, 1)).to_pylist()[0]
     return {name: value for name, value in values.items() if value is not None and (name, value) != ("title", "")}
 
 
@@ -90,7 +91,7 @@ def passing_rows(parsed: Filter, columns: pa.Table | None, ids: Callable[[], Any
     if not names:
         return None
     table = pa.table({}) if columns is None else columns
-    used = {name: table[name] for name in names.intersection(table.column_names)}
+    used = {name: checked(table[name]) for name in names.intersection(table.column_names)}
     if ID in names:
         used.setdefault(ID, pa.chunked_array([ids()], pa.string()))
     return np.flatnonzero(mask_of(parsed, pa.table(used)))
@@ -159,13 +160,12 @@ def _as_type(column: pa.ChunkedArray, name: str, schema: pa.Schema) -> pa.Chunke
     return column.cast(wanted, safe=False)
 
 
-def write_columns(table: pa.Table, folder: Path) -> None:
-    """Write the file of columns."""
-    with pa.OSFile(str(folder / COLUMNS_FILE), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+def write_columns(table: pa.Table, folder: Path) -> str:
+    """Write the file of columns; returns its seal."""
+    batches = (checked(batch) for batch in table.to_batches())
+    return write_arrow(folder / COLUMNS_FILE, table.schema, batches, lazy=table.column_names)
 
 
-def read_columns(folder: Path) -> pa.Table | None:
-    """The file of columns, memory-mapped; None if the index stores none."""
-    path = folder / COLUMNS_FILE
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all() if path.is_file() else None
+def read_columns(folder: Path, seal: str | None) -> pa.Table:
+    """The file of columns, memory-mapped, which has this seal if it has one; give what is read of it to `checked`."""
+    return open_arrow(folder / COLUMNS_FILE, advice="build the index again", expected=seal)

@@ -16,7 +16,7 @@ from retrodistill.core.manifest import FILE_NAME
 from retrodistill.core.runtime import bar
 from retrodistill.core.settings import validated
 from retrodistill.data.collection import Collection
-from retrodistill.data.texts import Texts
+from retrodistill.data.texts import Texts, take_rows
 from retrodistill.encoders.any_encoder import MULTI_VECTOR
 from retrodistill.encoders.embeddings import TokenVectors
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens
@@ -225,7 +225,7 @@ def _encode(texts: Texts, encoder: MultiVectorModel, settings: MultiVectorSettin
 
 def _tokens(texts: Texts, rows: np.ndarray, encoder: MultiVectorModel, store: TokenVectors) -> list[np.ndarray]:
     """Checked token vectors of each row; read from the store of embeddings if all are there, and never added to it."""
-    table = texts.table.take(rows)
+    table = take_rows(texts.table, rows)
     ids, contents = table["id"].to_pylist(), table["text"].to_pylist()
     tokens = encoder.encode(contents, "document") if store.missing(contents) else store.gather(contents)
     check_tokens(tokens, ids, f"documents by {encoder.name}")

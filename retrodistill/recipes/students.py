@@ -210,7 +210,7 @@ class _Training:
             manifest = replace(self._manifests[name, number], about=record)
             with atomic_folder(work) as temporary, disk_errors(), quiet_libraries():
                 model.save_pretrained(str(temporary), create_model_card=False)
-                manifest.write(temporary, STUDENT_MANIFEST)
+                manifest.with_files(temporary).write(temporary, STUDENT_MANIFEST)
             shutil.rmtree(checkpoints, ignore_errors=True)
         barrier()
         return model, record

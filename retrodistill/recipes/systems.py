@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from retrodistill.core.checksums import checked
 from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
@@ -230,7 +231,8 @@ def _with_rewrites(job: Job, system: System) -> System:
 
 def with_columns(index: AnyIndex, folder: Path, columns: pa.Table | None) -> AnyIndex:
     """The index of a folder, saved with these columns if it holds others, such as fields that have changed since."""
-    if (index.columns is None) != (columns is None) or (columns is not None and not columns.equals(index.columns)):
+    both = [checked(table) for table in (columns, index.columns) if table is not None]
+    if len(both) == 1 or (len(both) == 2 and not both[0].equals(both[1])):
         made_from = Manifest.read(folder, MADE_FROM)
         index.columns = columns
         index.save(folder)

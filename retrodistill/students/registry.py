@@ -22,7 +22,7 @@ from retrodistill.encoders.adapters import LoraShape, require_peft, training_ada
 from retrodistill.encoders.classic_names import write_classic_names
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.loading import check_student, quiet_libraries
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.names import MODEL_KINDS
 from retrodistill.encoders.sparse import SparseTextEncoder
@@ -208,13 +208,14 @@ def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str])
     with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, disk_errors(), quiet_libraries():
         model.save_pretrained(str(temporary), create_model_card=False)
         write_classic_names(temporary)
-        manifest.write(temporary, STUDENT_MANIFEST)
+        manifest.with_files(temporary).write(temporary, STUDENT_MANIFEST)
     return load_student(folder)
 
 
 def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
     """Load a student of any kind from its sentence-transformers folder; another folder or class is a UserError."""
     path = Path(folder).expanduser() / "config_sentence_transformers.json"
+    check_student(path.parent)
     # Folders of old versions of the library do not name their class.
     library_class = read_json(path).get("model_type", "SentenceTransformer") if path.exists() else "SentenceTransformer"
     kinds = {kind.library_class: kind for kind in all_kinds()}  # the most general kind of each class

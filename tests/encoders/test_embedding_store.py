@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 from store_children import PART, TEXTS, Log, LoggedEncoder, fake_vector, kill_after, start
 
-from retrodistill.core import stores
+from retrodistill.core import checksums, stores
 from retrodistill.core.errors import UserError
 from retrodistill.data.texts import Texts
 from retrodistill.encoders import embeddings
@@ -90,6 +90,34 @@ class TestStore:
         np.testing.assert_array_equal(again.gather(TEXTS), WANTED)
 
 
+class TestDamage:
+    @pytest.mark.parametrize("place", [-40, 0.4])
+    def test_of_a_part_is_named_and_its_texts_are_embedded_again(
+        self, tmp_path, encoder, small_parts, place, capsys, monkeypatch
+    ):
+        monkeypatch.setattr(checksums, "_BLOCK", 64)
+        embed(encoder, TEXTS, "query", tmp_path)
+        path = sorted(tmp_path.rglob("part-*"))[3]
+        data = bytearray(path.read_bytes())
+        data[place if place < 0 else int(place * len(data))] ^= 16  # keys and footer, or vectors
+        path.write_bytes(data)
+        rest = LoggedEncoder(tmp_path / "rest")
+        np.testing.assert_array_equal(embed(rest, TEXTS, "query", tmp_path), WANTED)
+        assert f"{path} is damaged" in capsys.readouterr().err
+        assert sum(rest.log.counts().values()) == PART
+        assert not path.exists()
+
+    def test_that_is_found_as_rows_are_read_is_refused_by_name(self, tmp_path, encoder, monkeypatch):
+        monkeypatch.setattr(checksums, "_BLOCK", 64)
+        texts = Texts.from_pairs((str(row), text) for row, text in enumerate(TEXTS))
+        vectors = TextVectors(encoder, texts, "document", tmp_path)
+        path = next(tmp_path.rglob("part-*"))
+        mapped = np.memmap(path, np.uint8, "r+")
+        mapped[len(mapped) // 3] ^= 1
+        with pytest.raises(UserError, match=rf"{path.name} is damaged: .*it was renamed to damaged-{path.name}"):
+            vectors[:]
+
+
 class TestTextVectors:
     @pytest.mark.parametrize("stored", [True, False])
     def test_rows_are_those_of_all_vectors(self, tmp_path, encoder, stored, monkeypatch):
@@ -102,17 +130,6 @@ class TestTextVectors:
 
 
 class TestRefusals:
-    def test_a_truncated_part_is_named_and_after_deleting_it_its_texts_come_back(self, tmp_path, encoder, small_parts):
-        embed(encoder, TEXTS, "query", tmp_path)
-        path = sorted(tmp_path.rglob("part-*"))[3]
-        path.write_bytes(path.read_bytes()[:-40])
-        with pytest.raises(UserError, match=rf"{path.name} is cut short or altered .*; delete this file"):
-            embed(encoder, TEXTS, "query", tmp_path)
-        path.unlink()
-        rest = LoggedEncoder(tmp_path / "rest")
-        np.testing.assert_array_equal(embed(rest, TEXTS, "query", tmp_path), WANTED)
-        assert sum(rest.log.counts().values()) == PART
-
     def test_a_text_that_was_not_embedded(self, tmp_path, encoder):
         with pytest.raises(UserError, match=r"2 texts are not in the store; embed them first"):
             EmbeddingStore(encoder, "query", tmp_path).gather(["a", "b"])
