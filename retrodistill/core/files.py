@@ -276,7 +276,7 @@ def locked(lock: filelock.BaseFileLock, *, wait: bool = True) -> Iterator[None]:
         advice = "choose a writable folder"
         if error.errno in _NO_LOCKS:
             advice = "its file system has no locks: choose a local disk (for the cache, set RETRODISTILL_CACHE)"
-        raise UserError(f"cannot lock {lock.lock_file}: {_reason(error)}; {advice}.") from error
+        raise UserError(f"cannot lock {lock.lock_file}: {os_reason(error)}; {advice}.") from error
     try:
         yield
     finally:

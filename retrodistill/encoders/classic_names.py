@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retrodistill.core.files import read_json, write_json
+from retrodistill.core.files import json_text, read_json
 
 _DENSE = "sentence_transformers.models"
 _SPARSE = "sentence_transformers.sparse_encoder.models"
@@ -38,7 +38,12 @@ def write_classic_names(folder: Path) -> None:
         if module["type"].endswith(".StaticEmbedding") and not module["path"]:
             module["path"] = _moved_table(folder, f"{module['idx']}_StaticEmbedding")
         module["type"] = _rewritten(folder / module["path"], module["type"])
-    write_json(path, modules)
+    _write(path, modules)
+
+
+def _write(path: Path, value: Any) -> None:
+    """Write JSON for sentence-transformers, which does not know the checksum that `write_json` adds."""
+    path.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _moved_table(folder: Path, name: str) -> str:
@@ -62,7 +67,7 @@ def _rewritten(folder: Path, name: str) -> str:
         kind = "MLMTransformer"
     converted = convert(settings, folder)
     if converted != settings:
-        write_json(path, converted)
+        _write(path, converted)
     return f"{_SPARSE if kind in _OF_SPARSE else _DENSE}.{kind}"
 
 

@@ -14,7 +14,9 @@ MANIFEST = Manifest("student", {"corpus": "c"}, {"seed": 3}, {"query_space": "01
 class TestSaving:
     def test_the_manifest_reads_back(self, tiny_model, tmp_path):
         save_student(dense_student(tiny_model), MANIFEST, tmp_path / "student")
-        assert Manifest.read(tmp_path / "student", STUDENT_MANIFEST) == MANIFEST
+        found = Manifest.read(tmp_path / "student", STUDENT_MANIFEST)
+        assert found.fingerprint == MANIFEST.fingerprint
+        assert MANIFEST.about.items() <= found.about.items()  # beside them the checksums of its files
 
     def test_the_encoder_that_comes_back_is_what_was_saved(self, tiny_model, tmp_path):
         student = dense_student(tiny_model, dimension=8)
