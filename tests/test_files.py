@@ -2,6 +2,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,17 @@ class TestAtomicFile:
         with pytest.raises(UserError, match="file name too long"), atomic_file(tmp_path / ("x" * 250)) as temporary:
             temporary.write_text("")
         assert names(tmp_path) == []
+
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_a_pipe_or_a_device_stays_what_it_is(self, linked, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        path = tmp_path / "pipe"
+        if linked:
+            path = tmp_path / "link"
+            path.symlink_to(tmp_path / "pipe")
+        with pytest.raises(UserError, match="device or a pipe"), atomic_file(path) as temporary:
+            temporary.write_text("new")
+        assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
     def test_a_writer_that_writes_nothing_is_an_error(self, tmp_path):
         with pytest.raises(UserError, match=r"cannot write .*no such file"), atomic_file(tmp_path / "a"):

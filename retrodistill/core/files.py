@@ -79,6 +79,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     A symbolic link stays one: what it points to is replaced.
     """
     target = _behind_link(path)
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "a device or a pipe"
+        raise UserError(f"cannot write {target}: it is {kind}; choose another file.")
     with _temporary(target) as temporary:
         yield temporary
         if temporary.is_file():
