@@ -128,7 +128,9 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
 @app.command()
 @with_trust
 def search(  # noqa: PLR0913, PLR0917 - one option each
-    place: Annotated[str, Argument(metavar="INDEX", help="An index's folder, or qdrant:FOLDER_OR_URL#NAME.")],
+    place: Annotated[
+        str, Argument(metavar="INDEX", help="An index's folder, or a store: qdrant:..., pgvector:..., parquet:...")
+    ],
     query: Annotated[list[str], Argument(help="One or more queries.")],
     k: Annotated[int | None, Option(help="Documents per query; 10, or all of fewer.")] = None,
     queries: Annotated[str | None, Option(help="Another query encoder, of the index's space.")] = None,
@@ -190,15 +192,19 @@ def search(  # noqa: PLR0913, PLR0917 - one option each
 @with_trust
 def export(  # noqa: PLR0913, PLR0917 - one option each
     folder: Annotated[Path, Argument(help="An index's folder.")],
-    out: Annotated[str, Option(help="Folder (embedded Qdrant or Parquet), a Qdrant server's URL, or PREFIX:PLACE.")],
+    out: Annotated[
+        str, Option(help="Folder (embedded Qdrant or Parquet), URL of a Qdrant or PostgreSQL server, or PREFIX:PLACE.")
+    ],
     option: Annotated[
         list[str] | None, Argument(metavar="KEY=VALUE", help="Any option of the store, e.g. numbers=float16.")
     ] = None,
-    to: Annotated[str, Option(help="qdrant or parquet.")] = "qdrant",
+    to: Annotated[str, Option(help="qdrant, pgvector, or parquet.")] = "qdrant",
     collection: Annotated[
         str | None, Option(help="The indexed collection: for titles, texts and fields, and where codes are lossy.")
     ] = None,
-    name: Annotated[str | None, Option(help="Qdrant: name of its collection; the collection's by default.")] = None,
+    name: Annotated[
+        str | None, Option(help="Qdrant: name of its collection, pgvector: of its table; the collection's by default.")
+    ] = None,
     texts: Annotated[bool, Option("--texts", help="Store the documents' texts, too.")] = False,
     quantization: Annotated[str | None, Option(help="Qdrant: scalar, product or binary.")] = None,
     shards: Annotated[int | None, Option(help="Qdrant: shards of the collection in a cluster.", min=1)] = None,
@@ -206,7 +212,7 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     batch: Annotated[int | None, Option(help="Qdrant: documents per request.", min=1)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export an index to Qdrant (embedded, a server, a cluster) or Parquet; run it again to continue; then verify."""
+    """Export an index to Qdrant, PostgreSQL (pgvector), or Parquet, and verify it; run it again to continue."""
     from retrodistill.data import load_collection
     from retrodistill.exports import export_index
     from retrodistill.exports.protocol import store_class

@@ -20,7 +20,6 @@ from retrodistill.runs.agreement import overlap
 
 _DEPTH = 10  # of the rankings that are compared
 _QUERY_TOKENS = 32  # a query's length: of a document that is used as a multi-vector query, the first tokens
-_EXACT = 1e-4  # of a vector's largest number: what float32 and a second normalization may change
 _TIE = 1e-4  # of a query's best score: closer scores are a tie, and either document may be in the top 10
 
 
@@ -121,7 +120,7 @@ def _largest_difference(store: VectorStore, ids: list[str], vectors: Any) -> flo
     for place, document in enumerate(stored_ids):
         left, right = row(stored, place), row(vectors, ids.index(document))
         difference = np.abs(left - right).max(initial=0.0) if left.shape == right.shape else np.inf
-        if difference <= _EXACT * np.abs(right).max(initial=0.0):
+        if difference <= store.tolerance * np.abs(right).max(initial=0.0):
             differences[document] = float(difference)
     altered = [document for document in ids if document not in differences]
     if altered:

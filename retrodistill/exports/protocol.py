@@ -25,7 +25,7 @@ from retrodistill.runs.documents import PASSAGE
 from retrodistill.runs.run import Run
 
 # Prefix of the addresses, and module in this package. A module is imported when it is first used.
-_MODULES = {"qdrant": "qdrant", "parquet": "parquet"}
+_MODULES = {"qdrant": "qdrant", "pgvector": "pgvector", "parquet": "parquet"}
 STORES = tuple(_MODULES)
 
 
@@ -52,6 +52,9 @@ class VectorStore(Protocol):
     all that it writes."""
     min_agreement: float = 1.0
     """Least mean share of the exact top 10 that it must find for these documents."""
+    tolerance: float = 1e-4
+    """How much of a vector's largest number a stored number may differ: what float32 and a second normalization may
+    change."""
 
     @classmethod
     def open(cls, place: str, settings: Any = None, *, create: bool = False) -> VectorStore:

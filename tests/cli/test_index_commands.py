@@ -189,7 +189,10 @@ class TestMistakes:
 
     def test_an_unknown_target(self, call, tmp_path):
         status, _, err = call("export", tmp_path, "--to", "qdrnt", "--out", tmp_path / "x")
-        assert (status, err) == (2, "error: unknown target 'qdrnt'. Did you mean 'qdrant'? Known: parquet, qdrant.\n")
+        assert (status, err) == (
+            2,
+            "error: unknown target 'qdrnt'. Did you mean 'qdrant'? Known: parquet, pgvector, qdrant.\n",
+        )
 
     def test_parameters_for_an_index_that_is_not_faiss(self, build, call, sparse):
         place, _ = build(sparse)

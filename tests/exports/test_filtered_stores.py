@@ -13,9 +13,11 @@ from retrodistill.data import Collection
 from retrodistill.data.fields import fields_table
 from retrodistill.data.filters import mask_of, parse_filter
 from retrodistill.encoders.vector_files import read_vectors
+from retrodistill.exports.exporting import export_index
 from retrodistill.exports.index import StoreIndex, load_store
 from retrodistill.exports.qdrant import QdrantSettings, QdrantStore
 
+pytestmark = pytest.mark.xdist_group("postgres")
 FIELDS = {
     id_: {
         "year": 2000 + row % 7,
@@ -67,10 +69,14 @@ def corpus():
     return Collection.from_parts("c", dict.fromkeys(IDS, ("", "text")), {}, {}, FIELDS)
 
 
-@pytest.fixture(scope="module", params=["qdrant", "parquet"])
+@pytest.fixture(scope="module", params=["qdrant", "parquet", "pgvector"])
 def store(request, corpus, tmp_path_factory):
     """An index of a store with all fields."""
     records = dense()[0]
+    if request.param == "pgvector":
+        place = f"pgvector:{request.getfixturevalue('postgres')}#filtered"
+        export_index(records, place, corpus, {"texts": True, "index": "none"})
+        return load_store(place)
     if request.param == "parquet":
         out = tmp_path_factory.mktemp("parquet") / "out"
         export_parquet(records, corpus, out, {"rows": 7, "texts": True})
