@@ -8,6 +8,7 @@ import pytest
 
 from retrodistill.data import load_collection
 from retrodistill.encoders import load_encoder
+from retrodistill.encoders.contract import encode_with
 from retrodistill.indexes import load_index
 from retrodistill.students import load_student
 from retrodistill.students.registry import get_kind, kind_of
@@ -42,6 +43,13 @@ class TestStudents:
         vectors, expected = rows(load_student(SAVED / name).encode(texts, role)), EXPECTED["encoded"][f"{name} {role}"]
         for ours, theirs in zip(vectors, expected, strict=True):
             np.testing.assert_allclose(ours, np.array(theirs), atol=1e-5)
+
+    @pytest.mark.parametrize("role", ["query", "document"])
+    @pytest.mark.parametrize("name", ENCODERS)
+    def test_it_encodes_in_bfloat16(self, name, role, collection):
+        with encode_with(precision="bfloat16"):
+            vectors = rows(load_student(SAVED / name).encode(collection.documents.texts, role))
+        assert all(np.isfinite(vector).all() and np.abs(vector).max() > 0 for vector in vectors)
 
     @pytest.mark.parametrize("name", ["prett", "tk"])
     def test_it_scores_pairs_as_it_did(self, name, collection):
