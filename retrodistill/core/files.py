@@ -143,7 +143,9 @@ def _replace(temporary: Path, target: Path) -> bool:
     try:
         os.rename(temporary, target)
     except OSError:
-        if not target.exists():
+        if target.exists():  # that of another process
+            shutil.rmtree(old, ignore_errors=True)
+        else:
             os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -240,7 +242,8 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     folder = Path(path).expanduser()
     folder = folder if folder.name else folder.resolve()  # "." has no name for the temporary folder next to it
     if folder.is_dir():
-        if any(folder.iterdir()) and not (folder / mark).is_file():
+        # a writer that is killed at once leaves its lock alone
+        if any(entry.name != ".lock" for entry in folder.iterdir()) and not (folder / mark).is_file():
             raise UserError(f"{folder} holds other files (no {mark} among them), which would be lost; choose another.")
     elif folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} is not a folder; choose another path.")

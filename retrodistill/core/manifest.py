@@ -14,6 +14,7 @@ from typing import Any
 from retrodistill.core.checksums import check_files, file_checksum
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest, read_json, write_json
+from retrodistill.core.formats import check_stamp, stamp
 
 FILE_NAME = "manifest.json"
 _LIBRARIES = ("retrodistill", "torch", "sentence-transformers", "transformers", "faiss-cpu", "bm25s", "numpy")
@@ -38,6 +39,7 @@ class Manifest:
         """Write to a folder, with library versions, hardware and time. Call it last: it marks an artifact complete."""
         content = {
             "artifact": self.artifact,
+            **stamp(self.artifact),
             "fingerprint": self.fingerprint,
             "inputs": self.inputs,
             "settings": self.settings,
@@ -51,10 +53,11 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], name: str = FILE_NAME) -> Manifest:
-        """Read the manifest of a folder."""
+        """Read the manifest of a folder; that of a format of a later release is a UserError."""
         path = Path(folder).expanduser() / name
         content = read_json(path)
         try:
+            check_stamp(content, content["artifact"], path)
             artifact, inputs, settings, about = (content[key] for key in ("artifact", "inputs", "settings", "about"))
             return cls(artifact, inputs, settings, about, content.get("files", {}))
         except (KeyError, TypeError) as error:

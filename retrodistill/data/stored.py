@@ -13,6 +13,7 @@ import pyarrow as pa
 from retrodistill.core.checksums import DamagedError, open_arrow, write_arrow
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, digest, make_once, os_reason, read_json, write_json
+from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.core.runtime import bar, log
 from retrodistill.data.collection import JUDGMENT_SCHEMA, Collection, Qrels, check_parts, full_text
 from retrodistill.data.fields import FieldWriter
@@ -81,6 +82,7 @@ def write(folder: Path, source: Source) -> None:
     write_json(
         folder / "collection.json",
         {
+            **stamp("collection"),
             "documents": _about(document_texts),
             "queries": _about(query_texts),
             "splits": files,
@@ -116,6 +118,7 @@ def open_stored(folder: Path, name: str) -> Collection:
             folder / "collection.json", "it is missing, cut short or altered", _advice(folder)
         ) from error
     try:
+        check_stamp(about, "collection", folder / "collection.json")
         seals, splits = about["seals"], about["splits"]
         tables = {file: open_table(folder / file, seal) for file, seal in seals.items()}
         documents = tables[_DOCUMENTS_FILE]

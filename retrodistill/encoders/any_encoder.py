@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import read_whole
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import IN_MEMORY, STUDENT_MANIFEST, TextModel
 from retrodistill.encoders.embeddings_api import ApiEncoder
@@ -66,6 +67,10 @@ def _load_name(name: ModelName) -> TextModel:
         if name.kind == "vectors":  # an API is asked by one process, which counts what is spent
             opened.loaded_from = name.anywhere
         return opened
+    return read_whole(split_exit(name.name)[0], lambda: _load_model(name))
+
+
+def _load_model(name: ModelName) -> TextModel:
     (wrapper, load), folder = _LOADERS[name.kind], Path(split_exit(name.name)[0]).expanduser()
     manifest = Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).exists() else None
     encoder = wrapper(load(name.name, keep_adapters=True), str(name), manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property
@@ -15,6 +16,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.settings import Settings
 from retrodistill.core.spending import Bill
+from retrodistill.core.turns import in_turn
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import require_utf8
 from retrodistill.data.texts import Texts
@@ -187,8 +189,9 @@ class TextModel:
         bytes_of = [len(prompt.encode()) + len(text.encode()) for text in texts]
         tokens = min(tokens_per_pass(device), self.most_tokens)
         results: list[Any] = [None] * len(texts)
-        with encoding.autocast(device):
-            for rows in encoding.batches(bytes_of, _max_length(self.modules(role)[0]), tokens):
+        first = self.modules(role)[0]
+        with in_turn(first), encoding.autocast(device):
+            for rows in encoding.batches(bytes_of, _max_length(first), tokens):
                 batch = [texts[row] for row in rows]
                 options |= {"batch_size": len(batch), "show_progress_bar": False}
                 # the task selects a Router's tower, and a multi-vector model's mask and expansion
@@ -226,8 +229,9 @@ class TextModel:
         """Number of leading dimensions that the model itself keeps (``truncate_dim``); None for all."""
         if getattr(self.model, "truncate_dim", None) is None:
             return None
-        with self.model.truncate_embeddings(None):
-            full = self.model.get_embedding_dimension()
+        plain = copy.copy(self.model)  # another thread may encode with the model itself
+        plain.truncate_dim = None
+        full = plain.get_embedding_dimension()
         return None if full is not None and full <= self.model.truncate_dim else int(self.model.truncate_dim)
 
     def modules(self, role: Role) -> list[Any]:

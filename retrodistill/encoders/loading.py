@@ -7,11 +7,12 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import file_digest, read_json
+from retrodistill.core.files import file_digest, read_json, read_whole
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.adapters import (
     ADAPTER,
@@ -203,6 +204,10 @@ def _with_adapters(name: str, place: str, load: Callable[[str], Any]) -> Any:
 
 def _load_from(name: str, load: Callable[[str], Any], lack: str) -> Any:
     """What `load` makes of a folder or a hub name; `lack` says what is wrong with a folder where it fails."""
+    return read_whole(name, partial(_load_once, name, load, lack))
+
+
+def _load_once(name: str, load: Callable[[str], Any], lack: str) -> Any:
     with quiet_libraries():
         if (folder := _local(name)) is not None:
             check_student(folder)

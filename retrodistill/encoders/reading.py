@@ -17,6 +17,7 @@ from tokenizers.models import WordLevel
 
 from retrodistill.core.errors import sample_of
 from retrodistill.core.runtime import log
+from retrodistill.core.turns import in_turn
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts, is_blank
 
@@ -147,7 +148,8 @@ def count_longer(encoder: Any, documents: Texts) -> int:
         return 0
     rows = likely[np.unique(np.linspace(0, len(likely) - 1, _SAMPLE, dtype=np.int64))]
     texts = [documents.column[row][: _READ * limit] for row in rows.tolist()]
-    tokens = sum(map(len, tokenizer(texts, truncation=False, verbose=False)["input_ids"]))
+    with in_turn(encoder.modules("document")[0]):
+        tokens = sum(map(len, tokenizer(texts, truncation=False, verbose=False)["input_ids"]))
     per_byte = tokens / max(1, sum(len(text.encode()) for text in texts))
     return int((lengths * per_byte > limit).sum())
 

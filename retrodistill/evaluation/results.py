@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.formats import check_stamp, stamp, without_stamp
 
 Role = Literal["baseline", "teacher", "control", "student"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -248,7 +249,7 @@ class Results(Record):
 
     def to_json(self) -> dict[str, Any]:
         """The dictionary to write as results.json."""
-        return self.model_dump(mode="json", by_alias=True)
+        return {**stamp("results"), **self.model_dump(mode="json", by_alias=True)}
 
     @classmethod
     def from_json(cls, content: Any) -> Results:
@@ -256,7 +257,8 @@ class Results(Record):
         if not isinstance(content, dict):
             raise UserError(f"results.json should hold one object, not {type(content).__name__}; is it another file?")
         try:
-            return cls.model_validate(content, strict=True)
+            check_stamp(content, "results", "results.json")
+            return cls.model_validate(without_stamp(content), strict=True)
         except ValidationError as error:
             raise _user_error(error) from error
 

@@ -29,7 +29,7 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, check_replaceable, exclusive, file_digest, make_folder
+from retrodistill.core.files import atomic_file, check_replaceable, exclusive, file_digest
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.data.filters import Filter, mask_of
 from retrodistill.encoders.multi_vector import Tokens
@@ -89,12 +89,11 @@ class ParquetStore(VectorStore):
         settings = {"texts": self.settings.texts, "numbers": self.settings.numbers, "rows": self.batch_size}
         self._manifest = spec.manifest("Parquet export", settings, self.folder)
         check_replaceable(self.folder, FILE_NAME)
+        self._lock.enter_context(exclusive(self.folder / ".lock"))
         if (self.folder / FILE_NAME).is_file():
             check_same(self.manifest(), self._manifest, str(self.folder), "choose another folder, or delete it first")
         else:
-            make_folder(self.folder / _PARTS)
             self._write_manifest(state=_WRITING)
-        self._lock.enter_context(exclusive(self.folder / ".lock"))
         for leftover in self.folder.rglob(".*.part"):  # of an export that was killed; the lock keeps others out
             leftover.unlink()
 

@@ -22,6 +22,7 @@ from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import check_replaceable
+from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
@@ -203,6 +204,7 @@ class QdrantStore(VectorStore):
         held = (self._call("get_collection", self.name).config.metadata or {}).get(_OWNER)
         if held is None:
             return None
+        check_stamp(held, held["artifact"], self.address)
         about = {**held["about"], "is_complete": held.get("state") == _VERIFIED}
         return Manifest(held["artifact"], held["inputs"], held["settings"], about)
 
@@ -270,7 +272,9 @@ class QdrantStore(VectorStore):
         return PASSAGE if "passages" in self._manifest.about else "document_id"
 
     def _metadata(self, state: str) -> dict[str, Any]:
-        return {_OWNER: {**asdict(self._manifest), "fingerprint": self._manifest.fingerprint, "state": state}}
+        manifest = self._manifest
+        about = {**asdict(manifest), "fingerprint": manifest.fingerprint, "state": state}
+        return {_OWNER: {**about, **stamp(manifest.artifact)}}
 
     def _mark(self, state: str) -> None:
         self._call("update_collection", self.name, metadata=self._metadata(state))

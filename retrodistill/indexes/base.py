@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.checksums import PREFIX, check_files, file_checksum
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import atomic_folder, check_replaceable, digest
+from retrodistill.core.files import atomic_folder, check_replaceable, digest, read_whole
 from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.turns import alone, in_turn, shared
 from retrodistill.data.collection import Collection
 from retrodistill.data.fields import type_names
 from retrodistill.data.filters import Filtering, parse_filter
@@ -76,6 +77,10 @@ class Index(Ranker):
 
     An index of passages has their `parents`. Its `ids` and its length are those of passages; documents are what a
     search finds, what `add` takes and cuts by the same rule, and what `remove` removes.
+
+    Any number of threads may search it. Changes are made one after the other, and each waits for the searches that are
+    under way; a search finds all of the documents of a change or none, though texts of a multi-vector index are added
+    in blocks. Setting search parameters and tuning are for one thread, while no other one uses the index.
     """
 
     can_search = True
@@ -199,6 +204,10 @@ class Index(Ranker):
         Documents that the encoder cannot read, such as blank ones, are left out.
         """
         given = documents.whole if isinstance(documents, Collection) else untitled(documents)
+        with in_turn(self):
+            self._add(given, fields)
+
+    def _add(self, given: Collection, fields: Records | None) -> None:
         self._check_new(given.documents.ids)
         titled = readable(self._document_encoder(), given)
         ids = titled.documents.ids
@@ -220,10 +229,11 @@ class Index(Ranker):
         """
         _check_list(ids)
         owners = ids if self.parents is None else [id_ for id_, _ in itertools.groupby(ids)]
-        self._check_new(owners)
-        rows = new_rows(self.columns, owners, fields)
-        rows = rows if self.parents is None else of_passages(rows, ids)
-        self._extend(ids, self._checked_new(vectors, ids), rows)
+        with in_turn(self):
+            self._check_new(owners)
+            rows = new_rows(self.columns, owners, fields)
+            rows = rows if self.parents is None else of_passages(rows, ids)
+            self._extend(ids, self._checked_new(vectors, ids), rows)
 
     def _add_texts(self, ids: Sequence[str], texts: Texts, rows: pa.Table | None) -> None:
         """Encode and add texts, with the ids of their documents and rows of what is stored."""
@@ -234,15 +244,16 @@ class Index(Ranker):
         vectors = self._prepare(vectors, "documents")
         _check_count(ids, vectors, "ids")
         self._check_values(vectors, ids, "documents")
-        self._forget()
-        self._append(vectors)
-        if self.parents is None:
-            self.ids += list(ids)
-        else:
-            self.parents = self.parents.with_added(ids)
-            self.ids += self.parents.names(len(self.ids))
-        if rows is not None:
-            self.columns = pa.concat_tables([self.columns, rows])
+        with alone(self):
+            self._forget()
+            self._append(vectors)
+            if self.parents is None:
+                self.ids += list(ids)
+            else:
+                self.parents = self.parents.with_added(ids)
+                self.ids += self.parents.names(len(self.ids))
+            if rows is not None:
+                self.columns = pa.concat_tables([self.columns, rows])
 
     def _checked_new(self, vectors: Any, ids: Sequence[str]) -> Any:
         """What `add_vectors` is given, after checks that vectors of the index's own encoder need not pass."""
@@ -255,12 +266,13 @@ class Index(Ranker):
         """
         self._check_changeable()
         _check_list(ids)
-        removed, held = set(ids) - self.left_out, self.document_ids
-        if strange := removed.difference(held):
-            raise UserError(f"cannot remove {sample_of(sorted(strange, key=str))}: not in the index.")
-        if removed:
-            self._remove(removed, held)
-        self._leave_out(self.left_out.difference(ids))
+        with in_turn(self), alone(self):
+            removed, held = set(ids) - self.left_out, self.document_ids
+            if strange := removed.difference(held):
+                raise UserError(f"cannot remove {sample_of(sorted(strange, key=str))}: not in the index.")
+            if removed:
+                self._remove(removed, held)
+            self._leave_out(self.left_out.difference(ids))
 
     def _remove(self, removed: set[str], held: Sequence[str]) -> None:
         """Remove documents that are held."""
@@ -309,7 +321,8 @@ class Index(Ranker):
             if self.rule is None:
                 return passage_pairs(self.search(texts, collection.whole, k, parsed), texts, collection)
             vectors = self._prepare(self._encode_queries(texts.texts, collection), "queries")
-            run = self._found(vectors, texts.ids, min(k or DEPTH, len(self)), self._passing(parsed))
+            with shared(self):
+                run = self._found(vectors, texts.ids, min(k or DEPTH, len(self)), self._passing(parsed))
         else:
             k = k if k is None or collection is None else min(k, self.size)
 
@@ -338,13 +351,13 @@ class Index(Ranker):
         Of an index of passages, the run has a column `passage_id` with the best passage of each document, and
         `aggregate` replaces the index's own: ``max``, or ``mean@n``, see `by_document`.
         """
-        k = wanted_depth(k, self.size)
         vectors = self._prepare(vectors, "queries")
         ids = [str(number) for number in range(_count(vectors))] if query_ids is None else list(query_ids)
         _check_count(ids, vectors, "query ids")
         self._check_values(vectors, ids, "queries")
-        passing = self._passing(filter)
-        return self._answer(lambda depth: self._found(vectors, ids, depth, passing), k, aggregate, passing)
+        with shared(self):
+            k, passing = wanted_depth(k, self.size), self._passing(filter)
+            return self._answer(lambda depth: self._found(vectors, ids, depth, passing), k, aggregate, passing)
 
     @property
     def schema(self) -> pa.Schema:
@@ -357,9 +370,10 @@ class Index(Ranker):
         Values are as in records, dates as `datetime.date` and times as `datetime.datetime`; missing ones are left out.
         An unknown id is a `UserError`.
         """
-        if strange := [id_ for id_ in ids if id_ not in self._rows_by_id]:
-            raise UserError(f"{sample_of(strange)}: not in the index.")
-        return [row_of(self.columns, self._rows_by_id[id_]) for id_ in ids]
+        with shared(self):
+            if strange := [id_ for id_ in ids if id_ not in self._rows_by_id]:
+                raise UserError(f"{sample_of(strange)}: not in the index.")
+            return [row_of(self.columns, self._rows_by_id[id_]) for id_ in ids]
 
     def timed_stages(self, collection: Collection, k: int) -> tuple[Callable[[list[str]], Any], Callable[[Any], Any]]:
         """Encoding of queries, and search by their vectors."""
@@ -392,7 +406,7 @@ class Index(Ranker):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder, whole or not at all: the files of the kind, ``ids.parquet``, and a manifest."""
         target = check_index_folder(folder)
-        with atomic_folder(target) as temporary:
+        with shared(self), atomic_folder(target) as temporary:
             try:
                 self._write(temporary)
             except RuntimeError as error:  # of FAISS, which also reports a full disk this way
@@ -436,7 +450,11 @@ class Index(Ranker):
         `memory_map` leaves vectors, codes or postings on disk; None does so for token vectors only. No index or one of
         another kind, a missing or damaged file, and a query encoder of another space are a `UserError`.
         """
-        stored = _open(Path(folder).expanduser(), cls.index_kind)
+        return read_whole(folder, lambda: cls._load(Path(folder).expanduser(), queries, memory_map))
+
+    @classmethod
+    def _load(cls, folder: Path, queries: Any, memory_map: bool | None) -> Self:
+        stored = _open(folder, cls.index_kind)
         index = cls._read(stored, memory_map)
         encoder = cls._load_queries(stored, queries)
         check_unchanged(encoder, stored.about.get("query_contract", {}))

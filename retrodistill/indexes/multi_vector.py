@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, exclusive
+from retrodistill.core.files import cache_folder, digest, lock_file, locked, make_folder
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.core.runtime import bar
 from retrodistill.core.settings import validated
@@ -211,8 +211,17 @@ def _encode(texts: Texts, encoder: MultiVectorModel, settings: MultiVectorSettin
         sample = Tokens.of([encoded[row] for row in rows.tolist()], encoder.dimension)
         return fit_codec(settings, sample, len(sample.vectors) * len(texts) // len(rows))
 
-    with exclusive(folder / ".lock"), bar(len(texts), f"token vectors ({encoder.name})", "texts") as progress:
-        writer = TokenWriter(folder, fit)
+    with locked(lock_file(make_folder(folder) / ".lock")):
+        if (finished := TokenStore.finished(folder, len(texts))) is not None:  # by another process meanwhile
+            return finished
+        return _write(texts, encoder, store, encoded, TokenWriter(folder, fit))
+
+
+def _write(
+    texts: Texts, encoder: MultiVectorModel, store: TokenVectors, encoded: dict[int, np.ndarray], writer: TokenWriter
+) -> TokenStore:
+    """Encode what the token store lacks, but the rows that are `encoded`."""
+    with bar(len(texts), f"token vectors ({encoder.name})", "texts") as progress:
         progress.update(writer.documents)
         for start in range(writer.documents, len(texts), _BLOCK):
             rows = np.arange(start, min(start + _BLOCK, len(texts)))

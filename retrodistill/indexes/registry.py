@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import read_whole
 from retrodistill.core.settings import OneOf, Settings, validated
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder
@@ -228,6 +229,10 @@ def load_index(
         if parameters:
             raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an exported store.")
         return open_store(str(folder), queries)
+    return read_whole(folder, lambda: _load_index(folder, queries, parameters, memory_map))
+
+
+def _load_index(folder: str | os.PathLike[str], queries: Any, parameters: str | None, memory_map: bool) -> Index:
     kind = get_kind(read_index_manifest(Path(folder).expanduser()).settings["kind"])
     if not parameters:
         return kind.load(folder, queries, memory_map=memory_map or None)

@@ -19,6 +19,7 @@ from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug, text_keys
+from retrodistill.core.turns import in_turn
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import EncodingSettings, current_encoding, encode_with, tokens_per_pass
@@ -122,7 +123,7 @@ class CrossEncoderRanker(Ranker):
         device, prompt = self.model.device, self._prompt
         bytes_of = [len(prompt.encode()) + len(query.encode()) + len(document.encode()) for query, document in pairs]
         logits = np.empty(len(pairs), dtype=np.float32)
-        with self.encoding.autocast(device):
+        with in_turn(self.model[0]), self.encoding.autocast(device):
             for rows in self.encoding.batches(bytes_of, self.model.max_seq_length, tokens_per_pass(device)):
                 batch = self.model.predict(
                     [pairs[row] for row in rows],

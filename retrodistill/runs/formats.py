@@ -18,8 +18,11 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file
+from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.data.tables import read_lines
 from retrodistill.runs.run import Run, id_codes
+
+_STAMP = b"retrodistill"  # our key in the metadata of a Parquet file
 
 _TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")
 
@@ -140,7 +143,10 @@ def _read_parquet(path: Path, name: str | None) -> Run:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is not a whole Parquet file ({str(error).splitlines()[0]}); make it again.") from error
-    stored_name = (table.schema.metadata or {}).get(b"run", b"").decode()
+    about = table.schema.metadata or {}
+    if _STAMP in about:
+        check_stamp(json.loads(about[_STAMP]), "run", path)
+    stored_name = about.get(b"run", b"").decode()
     return Run.from_table(table, name or stored_name or path.stem)
 
 
@@ -173,7 +179,8 @@ def _json_lines(run: Run) -> Iterator[str]:
 
 
 def _write_parquet(run: Run, file: Path, compressed: bool) -> None:
-    pq.write_table(run.table.replace_schema_metadata({"run": run.name}), file, compression="zstd")
+    about = {"run": run.name, _STAMP: json.dumps(stamp("run"))}
+    pq.write_table(run.table.replace_schema_metadata(about), file, compression="zstd")
 
 
 _FORMATS = {

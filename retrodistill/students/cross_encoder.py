@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.turns import in_turn
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role
 from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder, scores_pairs
@@ -64,9 +65,10 @@ class CrossEncoderStudent:
         """(n,) float32 raw logits of (query, document) pairs, higher is better."""
         if not len(pairs):
             return np.zeros(0, dtype=np.float32)
-        logits = self.model.predict(
-            list(pairs), batch_size=batch_size, activation_fn=nn.Identity(), show_progress_bar=False
-        )
+        with in_turn(self.model[0]):
+            logits = self.model.predict(
+                list(pairs), batch_size=batch_size, activation_fn=nn.Identity(), show_progress_bar=False
+            )
         return np.asarray(logits, dtype=np.float32)
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import digest, texts_digest
 from retrodistill.core.runtime import main_first
+from retrodistill.core.turns import in_turn
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
@@ -144,8 +145,9 @@ class LateInteraction(InputModule):
     def tokens(self, texts: Sequence[str], role: Role) -> tuple[Tensor, Tensor]:
         """(n, tokens) int64 ids and bool mask, at least one column; longer texts are cut."""
         longest = (self.query_length if role == "query" else self.document_length) - self.specials[role]
-        cut = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=longest)["input_ids"]
-        rows = [self.framed(tokens, role) for tokens in cut]
+        with in_turn(self):
+            cut = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=longest)
+        rows = [self.framed(tokens, role) for tokens in cut["input_ids"]]
         width, padding = max([1, *map(len, rows)]), [self.tokenizer.pad_token_id or 0]
         ids = torch.tensor([row + padding * (width - len(row)) for row in rows], dtype=torch.int64)
         return ids.view(len(rows), width), torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]

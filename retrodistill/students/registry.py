@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors, read_json
+from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors, read_json, read_whole
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import main_first
 from retrodistill.encoders.adapters import LoraShape, require_peft, training_adapters
@@ -214,6 +214,10 @@ def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str])
 
 def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
     """Load a student of any kind from its sentence-transformers folder; another folder or class is a UserError."""
+    return read_whole(folder, lambda: _load_student(folder))
+
+
+def _load_student(folder: str | os.PathLike[str]) -> AnyStudent:
     path = Path(folder).expanduser() / "config_sentence_transformers.json"
     check_student(path.parent)
     # Folders of old versions of the library do not name their class.

@@ -19,7 +19,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_folder, cache_folder, digest, texts_digest
+from retrodistill.core.files import cache_folder, digest, make_once, texts_digest
 from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory, release_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -96,13 +96,15 @@ def cached_states(
     are refused.
     """
     folder, dtype = cache_folder() / "states" / key, np.dtype(dtype)
-    if not (folder / _PLACES).exists():
+
+    def make(temporary: Path) -> None:
         keep_freed_memory()
-        with atomic_folder(folder) as temporary:
-            bytes_of = [len(text.encode()) for text in texts]
-            batches = current_encoding().batches(bytes_of, longest, tokens_per_pass(device))
-            _write(texts, batches, read, temporary, what, dtype)
+        bytes_of = [len(text.encode()) for text in texts]
+        batches = current_encoding().batches(bytes_of, longest, tokens_per_pass(device))
+        _write(texts, batches, read, temporary, what, dtype)
         release_freed_memory()
+
+    make_once(folder, make)
     places, file = np.load(folder / _PLACES), folder / _STATES
     total = int(places[:, 1].sum())
     width = file.stat().st_size // (dtype.itemsize * total) if total else 1

@@ -52,7 +52,8 @@ class FixedTokenPooling(BaseTokenPooling):
         # The library keeps the floor of (n - protected) / factor; the half guards against rounding.
         factor = (len(embedding) - protected) / (kept - protected + 0.5)
         ward = HierarchicalTokenPooling(factor, num_protected_tokens=protected, normalize_embeddings=self.normalise)
-        return ward.pool_one(embedding)
+        with torch.autocast(embedding.device.type, enabled=False):  # numpy gets the distances, and has no bfloat16
+            return ward.pool_one(embedding)
 
 
 def with_pooling(model: MultiVectorEncoder, vectors: ClusterSize, *, protected: int = 1) -> MultiVectorEncoder:
