@@ -8,6 +8,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.stores import slug
 from retrodistill.data.filters import Condition, Filter
@@ -155,7 +157,7 @@ class PgvectorStore(VectorStore):
             typed = ", ".join(f"{{}} {kind}" for _, kind in columns)
             names = [self.name, *(name for name, _ in columns), self._own]
             self._execute(cursor, f"CREATE TABLE {{}} ({typed}, PRIMARY KEY ({{}}))", *names)
-            content = json.dumps(vars(self._manifest))
+            content = json.dumps({**asdict(self._manifest), **stamp(self._manifest.artifact)})
             insert = "INSERT INTO {} (name, manifest) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET "
             insert += "manifest = excluded.manifest, complete = false"
             self._execute(cursor, insert, _EXPORTS, values=[self.name, content])
@@ -355,6 +357,7 @@ class PgvectorStore(VectorStore):
         if not rows:
             return None
         held, complete = rows[0]
+        check_stamp(held, held["artifact"], self.address)
         about = {**held["about"], "is_complete": complete}
         return Manifest(held["artifact"], held["inputs"], held["settings"], about)
 

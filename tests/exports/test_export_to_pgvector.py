@@ -192,3 +192,11 @@ def test_the_environment_gives_what_the_address_leaves_out(postgres, place, monk
     monkeypatch.setitem(os.environ, "PGUSER", "postgres")
     monkeypatch.setitem(os.environ, "PGDATABASE", "postgres")
     assert export(dense()[0], f"pgvector:#{table(place)}").documents == 40
+
+
+def test_an_export_of_a_later_format_is_refused(postgres, place):
+    export(dense()[0], place)
+    changed = """UPDATE retrodistill_exports SET manifest = manifest || '{"format": 99}' WHERE name = %s"""
+    rows(postgres, changed, table(place))
+    with pytest.raises(UserError, match="format 99"):
+        load_store(place)
