@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from retrodistill.core.arrays import check_table
 from retrodistill.core.errors import UserError
 
 T = TypeVar("T")
@@ -217,16 +218,19 @@ def write_arrow(
     return seal(path, owner=owner, lazy=ranges)
 
 
-def open_arrow(path: Path, *, owner: str = "", advice: str, expected: str | None = None) -> pa.Table:
+def open_arrow(
+    path: Path, *, owner: str = "", advice: str, expected: str | None = None, is_own: bool = True
+) -> pa.Table:
     """Open a file of `write_arrow`, memory-mapped; arguments and errors as of `map_sealed`.
 
-    Give what is read of its lazy columns to `checked` before.
+    Give what is read of its lazy columns to `checked` before. A file that is not of this machine, so that not `is_own`,
+    may have the seal of somebody who altered it: its structure is checked as well.
     """
     mapped = map_sealed(path, owner=owner, advice=advice, expected=expected)
     try:
         table = _table(mapped.data)
-        if mapped.blocks is None:
-            table.validate()
+        if mapped.blocks is None or not is_own:
+            check_table(table)
     except (pa.ArrowException, OSError) as error:
         raise DamagedError(path, f"it is cut short or altered ({str(error).splitlines()[0]})", advice) from error
     mapped.lazily()

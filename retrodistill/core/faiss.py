@@ -1,10 +1,17 @@
-"""FAISS, imported when it is first used, and set to multiply matrices for a few queries too."""
+"""FAISS, imported when it is first used and set to multiply matrices for a few queries too; its files."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from retrodistill.core.errors import UserError
 
 # Queries times dimensions from which FAISS multiplies matrices; its own value is 128,000. On an AMD EPYC with
 # AVX512, 16 queries of 384 dimensions take about as much processor time either way.
@@ -15,6 +22,8 @@ _BLAS_DOCUMENTS = 16_384
 # Vectors that a product quantizer codes at once; FAISS's own value is 262,144, whose distances to the codewords of
 # PQ16 take 4.3 GB. The codes are the same.
 CODED = 16_384
+_READING = threading.Lock()  # the limits of reading are those of the process
+_LIMITS = ("deserialization_vector_byte_limit", "deserialization_loop_limit")
 
 
 class _Faiss:
@@ -36,3 +45,40 @@ def _load() -> Any:
 
 
 faiss: Any = _Faiss()
+
+
+def read_faiss(path: str | os.PathLike[str], *, memory_map: bool = False) -> Any:
+    """Read an index of inner products from its file, or map it; changing a memory-mapped index would end the process.
+
+    No part may claim more bytes or elements than the file has: FAISS would take memory for what a header says. FAISS
+    below 1.14 does not check that.
+
+    Raises:
+        UserError: The file is absent, cut short, altered, or of another format.
+    """
+    # The older IO_FLAG_MMAP maps only inverted lists, and a copy would be written as a reference to this file. The
+    # precomputed table is for Euclidean distances, and can be larger than the file.
+    flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE | (faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
+    if not Path(path).is_file():
+        raise UserError(f"no file {path}; build the index again.")
+    try:
+        with _READING, _limits(Path(path).stat().st_size):
+            return faiss.read_index(str(path), flags)
+    except (RuntimeError, MemoryError) as error:
+        # FAISS words it as: Error in FUNCTION at FILE:LINE: Error: 'CONDITION' failed: REASON
+        reason = " ".join(str(error).rpartition(": ")[2].split())[:120] or type(error).__name__
+        raise UserError(f"{path} is not a whole FAISS file ({reason}); build the index again.") from error
+
+
+@contextlib.contextmanager
+def _limits(size: int) -> Iterator[None]:
+    """FAISS's own limits of reading, where it has them, inside the block."""
+    names = [name for name in _LIMITS if hasattr(faiss, f"set_{name}")]
+    before = {name: getattr(faiss, f"get_{name}")() for name in names}
+    try:
+        for name in names:
+            getattr(faiss, f"set_{name}")(size)
+        yield
+    finally:
+        for name, value in before.items():
+            getattr(faiss, f"set_{name}")(value)

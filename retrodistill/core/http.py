@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import json
 import os
@@ -10,20 +11,20 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 import jmespath
 import requests
-import yaml
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.settings import Settings, validated
 from retrodistill.core.spending import Bill, Spending, Spent
+from retrodistill.core.yaml_files import read_yaml
 
 KEY_VARIABLE = "RETRODISTILL_API_KEY"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -33,7 +34,13 @@ _UNREADABLE_IN_A_ROW = 5  # parts without a readable answer, after which the set
 _CONNECT_SECONDS = 10
 _SECONDS = 1.0  # of a request, for estimates
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0  # seconds before a request is repeated, unless the server asks for more
+_SHOWN = 600  # characters of an answer that a message is made of
 _MOST_BYTES = 256 << 20  # of an answer
+_LONGEST_ASKED = 3600.0  # seconds that a server may ask to wait
+_SECRET_NAME = re.compile(
+    r"(^|[_-])(api[_-]?key|secret|password|passwd|authorization|access[_-]?token|credentials?)$", re.I
+)
+_SECRET_PARAMETER = re.compile(r"key|token|secret|passw|auth|sig|code|credential", re.I)
 _RETRIED = (408, 409, 425, 429, *range(500, 600))
 _TOKENS = "usage.prompt_tokens || usage.total_tokens || usage.input_tokens || meta.billed_units.input_tokens"
 _OUTPUT_TOKENS = "usage.completion_tokens || usage.output_tokens || meta.billed_units.output_tokens"
@@ -83,13 +90,36 @@ class ApiSettings(Settings):
     @field_validator("url")
     @classmethod
     def _is_safe(cls, url: str) -> str:
+        if holds_secret(url):
+            raise ValueError("a URL must not hold a key or password; set key_variable and key_header")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is not a URL; it begins with https:// or http://")
-        secret = [name for name, _ in parse_qsl(parts.query) if "key" in name.lower() or "token" in name.lower()]
-        if parts.username or parts.password or secret:
-            raise ValueError("a URL must not hold a key or password; set key_variable and key_header")
         return url
+
+    @field_validator("key_variable")
+    @classmethod
+    def _is_variable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ValueError("the name of an environment variable was expected; a key itself is in no settings file")
+        return name
+
+    @field_validator("key_header")
+    @classmethod
+    def _has_place_for_key(cls, header: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9-]+:[^\r\n]*\{key\}[^\r\n]*", header):
+            raise ValueError(
+                "a header with {key} was expected, such as 'X-Api-Key: {key}'; the key itself is elsewhere"
+            )
+        return header
+
+    @field_validator("body", "extra")
+    @classmethod
+    def _holds_no_key(cls, template: dict[str, Any] | None) -> dict[str, Any] | None:
+        # requests are kept with their answers
+        if name := next((name for name in _names_in(template) if _SECRET_NAME.search(name)), None):
+            raise ValueError(f"{name!r} must not be in a request, which is kept; set key_variable and key_header")
+        return template
 
     @field_validator("answer")
     @classmethod
@@ -142,17 +172,59 @@ def read_api(name: str, settings: type[Api]) -> Api:
     """
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
-        return validated(settings, {"url": url, "model": model}, name, "setting")
+        return validated(settings, {"url": url, "model": model}, without_secret(name), "setting")
     path = Path(name).expanduser()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"), name)
     except OSError as error:
         raise UserError(f"no settings file {name}; give URL#MODEL, or a YAML file with url and model.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name} is not YAML ({str(error).splitlines()[0]}); give url: ... and model: ...") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 ({error}); give url: ... and model: ...") from error
     if not isinstance(content, dict):
         raise UserError(f"{name} holds {type(content).__name__}; give url: ... and model: ...")
     return validated(settings, content, name, "setting")
+
+
+def holds_secret(url: str) -> bool:
+    """Whether a URL has a password, or a parameter whose name says that its value is secret."""
+    parts = _parts(url)
+    return "@" in parts.netloc or any(_SECRET_PARAMETER.search(name) for name, _ in parse_qsl(parts.query, True))
+
+
+def without_secret(url: str) -> str:
+    """A URL for messages, without password and parameters."""
+    parts = _parts(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else url
+
+
+def require_encryption(url: str, key: str | None) -> None:
+    """Refuse to send a key, if there is one, over unencrypted HTTP to another machine."""
+    parts = _parts(url)
+    if key and parts.scheme == "http" and parts.hostname not in _LOCAL:
+        raise UserError(f"{url} would get the key unencrypted; use https://, or unset the key.")
+
+
+def without_key(text: str, key: str) -> str:
+    """A text of a server without the key, which some repeat in errors, also as JSON, in a URL or in Base64."""
+    if key:
+        encoded = base64.b64encode(key.encode()).decode().rstrip("=")
+        for form in (key, json.dumps(key)[1:-1], quote(key, safe=""), encoded):
+            text = text.replace(form, "[key]")
+    return text
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # brackets that are no IPv6 address
+        return SplitResult("https", "[]", "", "", "")
+
+
+def _names_in(template: Any) -> Iterator[str]:
+    if isinstance(template, dict):
+        yield from map(str, template)
+    for value in template.values() if isinstance(template, dict) else template if isinstance(template, list) else ():
+        yield from _names_in(value)
 
 
 def tokens_of(text_bytes: int) -> int:
@@ -194,9 +266,7 @@ class Client:
     def __init__(self, name: str, settings: ApiSettings, spending: Spending) -> None:
         self.name, self.settings, self.spending = name, settings, spending
         self._key = _key(settings)
-        parts = urlsplit(settings.url)
-        if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL:
-            raise UserError(f"{settings.url} would get the key unencrypted; use https://, or unset the key.")
+        require_encryption(settings.url, self._key)
         self._sessions = threading.local()  # a session of requests is for one thread
         self._lock = threading.Lock()
         self._next = 0.0  # time at which the rate limit allows the next request
@@ -222,11 +292,11 @@ class Client:
         for _ in range(1 + _REREADS):
             answer, parsed = self._post(content, expected), None
             try:
-                parsed = _parsed(answer)
+                parsed = self._parsed(answer)
                 value = read(parsed)
             except UnreadableError as error:
                 self._settle(parsed, expected, tokens, unreadable=1)
-                reason = self._hidden(str(error))
+                reason = without_key(str(error), self._key)
                 continue
             self._settle(parsed, expected, tokens)
             self._in_a_row = 0
@@ -255,7 +325,7 @@ class Client:
                 return answer
             self.spending.settle(self.name, expected, Spent(requests=1, failed=1))
             if status:
-                reason = f"status {status}: {self._hidden(_start_of(answer))}"
+                reason = f"status {status}: {self._start_of(answer)}"
             if status and status not in _RETRIED:
                 self._stop(f"{self.name} refused a request ({reason}); {_advice(status, self.settings)}.")
             if attempt < self.settings.retries:
@@ -324,17 +394,26 @@ class Client:
         self._stopped.set()
         raise UserError(message)
 
-    def _hidden(self, text: str) -> str:
-        """A text of the server without the key, which some repeat in errors."""
-        return text.replace(self._key, "[key]") if self._key else text
+    def _parsed(self, answer: bytes) -> Any:
+        try:
+            return json.loads(answer)
+        except (ValueError, RecursionError) as error:
+            raise UnreadableError(f"not JSON: {self._start_of(answer)}") from error
+
+    def _start_of(self, answer: bytes) -> str:
+        # the key is hidden first: a cut may leave a part of it
+        text = without_key(answer[: _SHOWN + len(self._key) * 6].decode("utf-8", errors="replace"), self._key)
+        return " ".join(text[:_SHOWN].split())[:200]
 
 
 def _key(settings: ApiSettings) -> str:
     if settings.key_file is None:
         key = os.environ.get(settings.key_variable, "").strip()
         if not key and settings.key_variable != KEY_VARIABLE:
-            raise UserError(f"{settings.url} needs a key, and the variable {settings.key_variable} is not set; set it.")
-        return key
+            # what does not look like a variable may be the key itself
+            name = settings.key_variable if settings.key_variable.isupper() else "that key_variable names"
+            raise UserError(f"{settings.url} needs a key, and the variable {name} is not set; set it.")
+        return _sendable(key, f"the variable {settings.key_variable}")
     path = Path(settings.key_file).expanduser()
     try:
         if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -344,18 +423,13 @@ def _key(settings: ApiSettings) -> str:
         raise UserError(f"cannot read the key file {path}: {error.strerror}; check key_file.") from error
     if not key:
         raise UserError(f"the key file {path} is empty; write the key into it.")
+    return _sendable(key, f"the key file {path}")
+
+
+def _sendable(key: str, where: str) -> str:
+    if not key.isascii() or not key.isprintable():
+        raise UserError(f"{where} holds characters that no header can have; write the key alone into it.")
     return key
-
-
-def _parsed(answer: bytes) -> Any:
-    try:
-        return json.loads(answer)
-    except ValueError as error:
-        raise UnreadableError(f"not JSON: {_start_of(answer)}") from error
-
-
-def _start_of(answer: bytes) -> str:
-    return " ".join(answer[:600].decode("utf-8", errors="replace").split())[:200]
 
 
 def _advice(status: int, settings: ApiSettings) -> str:
@@ -370,13 +444,13 @@ def _seconds(header: str | None) -> float | None:
     if not header:
         return None
     try:
-        return max(0.0, float(header))
+        seconds = float(header)
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
-        return None
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return min(max(0.0, seconds), _LONGEST_ASKED)  # 0 for NaN
 
 
 def _number(value: Any) -> int | None:

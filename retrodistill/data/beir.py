@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from retrodistill.core.downloads import download, unpack
 from retrodistill.core.errors import UserError, did_you_mean, sample_of
 from retrodistill.core.files import cache_folder, file_digest, make_once
+from retrodistill.core.runtime import log
 from retrodistill.data import records
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import DOCUMENT_COLUMNS, JUDGMENT_COLUMNS, QUERY_COLUMNS, Judgment, Source, split_name
@@ -20,11 +19,27 @@ from retrodistill.data.stored import cached
 from retrodistill.data.tables import JUDGMENTS, TABLES, Columns, Table, is_table, refuse_unread, stem, table_at
 
 URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
-# The public collections in the README of beir 2.2, which has no list to import.
-PUBLIC = (
-    "arguana", "climate-fever", "cqadupstack", "dbpedia-entity", "fever", "fiqa", "germanquad", "hotpotqa", "msmarco",
-    "msmarco-v2", "nfcorpus", "nq", "nq-train", "quora", "scidocs", "scifact", "trec-covid", "webis-touche2020",
-)  # fmt: skip
+# The public collections and the MD5 of their zip files, both from the README of beir 2.2, which has no list to import.
+PUBLIC: dict[str, str | None] = {
+    "arguana": "8ad3e3c2a5867cdced806d6503f29b99",
+    "climate-fever": "8b66f0a9126c521bae2bde127b4dc99d",
+    "cqadupstack": "4e41456d7df8ee7760a7f866133bda78",
+    "dbpedia-entity": "c2a39eb420a3164af735795df012ac2c",
+    "fever": "5a818580227bfb4b35bb6fa46d9b6c03",
+    "fiqa": "17918ed23cd04fb15047f73e6c3bd9d9",
+    "germanquad": None,
+    "hotpotqa": "f412724f78b0d91183a0e86805e16114",
+    "msmarco": "444067daf65d982533ea17ebd59501e4",
+    "msmarco-v2": None,
+    "nfcorpus": "a89dba18a62ef92f7d323ec890a0d38d",
+    "nq": "d4d3d2e48787a744b6f6e691ff534307",
+    "nq-train": None,
+    "quora": "18fb154900ba42a600f84b839c173167",
+    "scidocs": "38121350fc3a4d2f48850f6aff52e4a9",
+    "scifact": "5f7d1de60b170fc8027bb7898e2efca1",
+    "trec-covid": "ce62140cb23feb9becf6270d0d1fe6d1",
+    "webis-touche2020": "46f650ba5a527fc69e0a6521c5a23563",
+}
 FORUMS = (
     "android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",
     "webmasters", "wordpress",
@@ -103,24 +118,18 @@ def load_public(name: str) -> Collection:
 
 
 def _fetch(name: str, folder: Path, temporary: Path) -> None:
-    try:
-        from beir import util  # imports torch, so import it only for a download
-    except ModuleNotFoundError as error:  # beir 2.2 imports requests without declaring it
-        raise UserError(f"downloading beir/{name} needs the package {error.name}; pip install {error.name}.") from error
+    import requests
 
-    advice = f"check the network, or unzip {URL.format(name=name)} to {folder}"
+    what, url, archive = f"the download of beir/{name}", URL.format(name=name), temporary / f"{name}.zip"
+    advice = f"check the network, or unzip {url} to {folder}"
     try:
-        unzipped = Path(util.download_and_unzip(URL.format(name=name), str(temporary)))
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"the download of beir/{name} is not a whole zip file ({error}); {advice}.") from error
-    except OSError as error:  # includes the exceptions of requests; their texts are pages long, so name only the type
+        sha256 = download(url, archive, f"beir/{name}", PUBLIC[name])
+    except requests.RequestException as error:  # their texts are pages long, so name only the type
         raise UserError(f"cannot download beir/{name} ({type(error).__name__}); {advice}.") from error
-    if not unzipped.is_dir():
-        raise UserError(f"the download of beir/{name} holds no folder {name!r}; {advice}.")
-    (temporary / f"{name}.zip").unlink()
-    for file in unzipped.iterdir():
-        shutil.move(file, temporary / file.name)
-    unzipped.rmdir()
+    if PUBLIC[name] is None:
+        log(f"BEIR publishes no digest of beir/{name}: what was downloaded has the SHA-256 {sha256}")
+    unpack(archive, temporary, name, what)
+    archive.unlink()
 
 
 def _source(corpus: Table, queries: Table | None, qrels: dict[str, Table], warnings: list[str]) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -26,6 +27,7 @@ from retrodistill.encoders.adapters import (
 )
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.layers import longest_text
+from retrodistill.encoders.model_files import check_model_files
 from retrodistill.encoders.modules import exit_model, keep_first_layers
 from retrodistill.encoders.names import split_exit
 from retrodistill.encoders.remote_code import copied_from, files_of, not_trusted, remember_code, trusted_as
@@ -91,7 +93,9 @@ def load_tokenizer(name: str) -> Tokenizer:
         files = [load_file_path(place, str(Path(folder, "tokenizer.json"))) for folder in ("", *first)]
         file = next((file for file in files if file is not None), None)
         tokenizer = (
-            AutoTokenizer.from_pretrained(place).backend_tokenizer if file is None else Tokenizer.from_file(file)
+            AutoTokenizer.from_pretrained(place, trust_remote_code=False).backend_tokenizer
+            if file is None
+            else Tokenizer.from_file(file)
         )
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -106,8 +110,8 @@ def load_seq2seq(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     def load(place: str) -> tuple[Any, Any]:
-        model = AutoModelForSeq2SeqLM.from_pretrained(place, dtype=torch.float32)
-        return model.to(device()).eval(), AutoTokenizer.from_pretrained(place)
+        model = AutoModelForSeq2SeqLM.from_pretrained(place, dtype=torch.float32, trust_remote_code=False)
+        return model.to(device()).eval(), AutoTokenizer.from_pretrained(place, trust_remote_code=False)
 
     return _load_from(name, load, "is not a sequence-to-sequence model")
 
@@ -170,13 +174,14 @@ def _load(
         allowed = trusted_as(name)
         if allowed is None and Path(place).is_dir():
             allowed = copied_from(Path(place), _own_code(place))
-        trust = allowed is not None or (class_name != "SentenceTransformer" and _needs_own_modules(place))
         kind = getattr(sentence_transformers, class_name)
-        settings = {"device": device(), "model_kwargs": {"dtype": torch.float32}, "trust_remote_code": trust}
+        settings = {"device": device(), "model_kwargs": {"dtype": torch.float32}, "trust_remote_code": bool(allowed)}
+        # this package's modules are given as classes: trusting the folder for them would trust all that it names
+        own = {} if class_name == "SentenceTransformer" else _own_modules(place)
         try:
-            model = kind(place, **settings, **options)
+            model = kind._load_with_module_classes(place, own, **settings, **options)
         except ValueError as error:
-            code = [] if trust or "trust_remote_code" not in str(error) else _own_code(place)
+            code = [] if allowed or "trust_remote_code" not in str(error) else _own_code(place)
             raise not_trusted(name, files_of(code)) if code else error from error
         if allowed is not None:
             remember_code(model, allowed)
@@ -211,6 +216,7 @@ def _load_once(name: str, load: Callable[[str], Any], lack: str) -> Any:
     with quiet_libraries():
         if (folder := _local(name)) is not None:
             check_student(folder)
+            check_model_files(folder)
             return _try(str(folder), load, f"folder {name} {lack}")
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
@@ -238,9 +244,17 @@ def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
     expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError)
     try:
         return load(place)
-    except (*expected, SafetensorError, HfHubHTTPError, HFValidationError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{failure} ({reason[:160].rstrip('.')}).") from error
+    except (*expected, SafetensorError, HfHubHTTPError, HFValidationError, MemoryError, RecursionError) as error:
+        raise _failed(failure, error) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a tokenizer's file, in Rust; it is no Exception
+            raise
+        raise _failed(failure, error) from None
+
+
+def _failed(failure: str, error: BaseException) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{failure} ({reason[:160].rstrip('.')}).")
 
 
 def _local(name: str) -> Path | None:
@@ -321,9 +335,10 @@ def _model_file(place: str, name: str) -> Any:
     return None if path is None else read_json(path)
 
 
-def _needs_own_modules(place: str) -> bool:
-    """Whether a model needs only this package's modules, so that trusting it runs no code from its folder."""
-    return not set(_OWN_MODULES).isdisjoint(_foreign_modules(place)) and not _own_code(place)
+def _own_modules(place: str) -> dict[str, type]:
+    """The classes of this package that a model's modules are of, by dotted name."""
+    names = [name.rpartition(".") for name in _foreign_modules(place) if name in _OWN_MODULES]
+    return {f"{module}.{name}": getattr(importlib.import_module(module), name) for module, _, name in names}
 
 
 def _foreign_modules(place: str) -> list[str]:

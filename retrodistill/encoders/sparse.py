@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
+from retrodistill.core.arrays import read_array
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
@@ -149,7 +150,7 @@ class TokenWeights:
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
-        return cls(tokenizer, np.load(folder / _WEIGHTS, allow_pickle=False), **settings)
+        return cls(tokenizer, read_array(folder / _WEIGHTS), **settings)
 
     def _kept(self, ids: list[int]) -> np.ndarray:
         tokens = np.unique(np.asarray(ids, dtype=np.int64))

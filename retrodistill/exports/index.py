@@ -154,8 +154,7 @@ def load_store(address: str, queries: Any = None) -> StoreIndex:
 
     Args:
         address: ``qdrant:FOLDER#NAME``, ``qdrant:http://HOST:6333#NAME`` or ``parquet:FOLDER``. ``#NAME`` may be left
-            out where there is one collection. A Qdrant folder is read with pickle by qdrant-client: open only those
-            that you trust.
+            out where there is one collection.
         queries: Name or object of the query encoder; by default the one that the index was exported with.
 
     Raises:

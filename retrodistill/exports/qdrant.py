@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import enum
+import io
 import os
+import pickle
 import sqlite3
+import types
 import uuid
 import warnings
 import weakref
@@ -12,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError  # raised for the files of an embedded Qdrant
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,6 +26,7 @@ from scipy.sparse import csr_array
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import check_replaceable
 from retrodistill.core.formats import check_stamp, stamp
+from retrodistill.core.http import holds_secret, require_encryption, without_key
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
@@ -107,8 +111,8 @@ class QdrantStore(VectorStore):
     def open(cls, place: str, settings: QdrantSettings | None = None, *, create: bool = False) -> QdrantStore:
         """Open ``FOLDER#NAME`` or ``URL#NAME``; ``#NAME`` may be left out where there is one collection.
 
-        An embedded Qdrant waits for the disk at every document: about 50 a second. Its folder is read with pickle by
-        qdrant-client: open only those that you trust. A server's key is the environment variable QDRANT_API_KEY.
+        An embedded Qdrant waits for the disk at every document: about 50 a second. A server's key is the environment
+        variable QDRANT_API_KEY, which is not sent unencrypted to another machine.
 
         Raises:
             UserError: The package, the folder or the collection is missing, the folder holds something else or is in
@@ -382,12 +386,35 @@ def _library() -> Any:
         raise UserError(
             "Qdrant needs the package qdrant-client, which is not installed; 'pip install retrodistill[qdrant]'."
         ) from error
+    # The client keeps the points of a folder as pickles, which could run any code.
+    from qdrant_client.local import persistence
+
+    persistence.pickle = types.SimpleNamespace(dumps=pickle.dumps, loads=_read_point)
     return qdrant_client
+
+
+class _PointReader(pickle.Unpickler):
+    """Reads a point of an embedded Qdrant: numbers, texts, and the data classes of the client, nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        from pydantic import BaseModel
+
+        if module.startswith("qdrant_client.http.models") and name.isidentifier():
+            found = super().find_class(module, name)
+            if isinstance(found, type) and issubclass(found, (BaseModel, enum.Enum)):
+                return found
+        raise pickle.UnpicklingError(f"a point holds {module}.{name}, which is no data of Qdrant")
+
+
+def _read_point(content: bytes) -> Any:
+    return _PointReader(io.BytesIO(content)).load()
 
 
 def _connect(place: str, *, create: bool) -> QdrantClient:
     library = _library()
     is_server = place.startswith(("http://", "https://"))
+    if is_server and holds_secret(place):
+        raise UserError(f"the URL of a server must not hold a key or password; set {_API_KEY}.")
     place = place if is_server else str(Path(place).expanduser())
     if not is_server and create:
         check_replaceable(place, _EMBEDDED)
@@ -397,6 +424,7 @@ def _connect(place: str, *, create: bool) -> QdrantClient:
         if not is_server:
             return library.QdrantClient(path=place)
         key = os.environ.get(_API_KEY) or None
+        require_encryption(place, key)
         client = library.QdrantClient(url=place, api_key=key, timeout=_TIMEOUT, check_compatibility=False)
         client.get_collections()  # the first request: whether it answers and accepts the key
         return client
@@ -418,7 +446,7 @@ def _one_line_errors(place: str) -> Iterator[None]:
         raise UserError(
             f"Qdrant at {place} does not answer ({_one_line(error)}); is it running, and is this its URL?"
         ) from error
-    except (sqlite3.DatabaseError, UnpicklingError, EOFError) as error:
+    except (sqlite3.DatabaseError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"Qdrant's folder {place} is damaged ({_one_line(error)}); export again.") from error
     except (RuntimeError, ValueError, OSError) as error:
         if "already accessed" in str(error):
@@ -427,7 +455,8 @@ def _one_line_errors(place: str) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join((str(error).strip() or type(error).__name__).split())[:200]
+    text = without_key(str(error).strip(), os.environ.get(_API_KEY, ""))
+    return " ".join((text or type(error).__name__).split())[:200]
 
 
 STORE = QdrantStore

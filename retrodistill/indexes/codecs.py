@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from retrodistill.core.arrays import read_arrays
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.faiss import faiss
 from retrodistill.core.files import read_json, write_json
@@ -197,8 +198,8 @@ def load_codec(folder: Path) -> Codec:
         return PlainCodec(int(about["dimension"]), kind)
     if not (folder / _ARRAYS).is_file():
         raise UserError(f"no file {folder / _ARRAYS}, which decodes the token vectors; build the index again.")
-    with np.load(folder / _ARRAYS) as arrays:
-        return ResidualCodec(arrays["centroids"], arrays["cutoffs"], arrays["values"], unit=about["unit"])
+    arrays = read_arrays(folder / _ARRAYS)
+    return ResidualCodec(arrays["centroids"], arrays["cutoffs"], arrays["values"], unit=about["unit"])
 
 
 def save_codec(codec: Codec, folder: Path) -> None:

@@ -168,4 +168,4 @@ def write_columns(table: pa.Table, folder: Path) -> str:
 
 def read_columns(folder: Path, seal: str | None) -> pa.Table:
     """The file of columns, memory-mapped, which has this seal if it has one; give what is read of it to `checked`."""
-    return open_arrow(folder / COLUMNS_FILE, advice="build the index again", expected=seal)
+    return open_arrow(folder / COLUMNS_FILE, advice="build the index again", expected=seal, is_own=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -248,12 +247,6 @@ def file_bytes(index: Any) -> int:
     writer = faiss.PyCallbackIOWriter(lambda piece: sizes.append(len(piece)))
     faiss.write_index(index, faiss.BufferedIOWriter(writer, 2**20))
     return sum(sizes)
-
-
-def read_faiss(path: str | os.PathLike[str], *, memory_map: bool = False) -> Any:
-    """Read an index from its file, or map it; changing a memory-mapped index would end the process."""
-    # The older IO_FLAG_MMAP maps only inverted lists, and a copy would be written as a reference to this file.
-    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
 
 
 def _parse(factory: str, dimension: int) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import model_validator
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.faiss import faiss
+from retrodistill.core.faiss import faiss, read_faiss
 from retrodistill.core.files import digest
 from retrodistill.core.runtime import log
 from retrodistill.core.settings import Settings
@@ -33,7 +33,6 @@ from retrodistill.indexes.factory import (
     file_bytes,
     keeps_labels,
     own_labels,
-    read_faiss,
     sampled_lengths,
     set_parameters,
     vector_holder,

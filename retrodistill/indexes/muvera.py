@@ -20,10 +20,10 @@ import numpy as np
 from pydantic import Field
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.faiss import faiss
+from retrodistill.core.faiss import faiss, read_faiss
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens, blocks_of
-from retrodistill.indexes.factory import build_faiss, empty_index, file_bytes, read_faiss, set_parameters
+from retrodistill.indexes.factory import build_faiss, empty_index, file_bytes, set_parameters
 from retrodistill.indexes.selected import search_among
 from retrodistill.indexes.tokens import CODES_FILE, TokenStore
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
+from retrodistill.core.arrays import read_array
 from retrodistill.core.errors import UserError
 from retrodistill.indexes.selected import is_few
 from retrodistill.runs.run import TieOrder, top_k
@@ -150,7 +151,7 @@ class SeismicPostings:
                 f"{folder / _FILE} is undamaged, but the installed Seismic cannot read it "
                 f"({str(error).splitlines()[0][:120]}); build the index again."
             ) from error
-        return cls(index, np.load(folder / _ROWS, allow_pickle=False), documents, terms, query_cut, heap_factor)
+        return cls(index, read_array(folder / _ROWS), documents, terms, query_cut, heap_factor)
 
 
 def seismic() -> Any:

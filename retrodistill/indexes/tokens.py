@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retrodistill.core.arrays import read_array
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import atomic_file, make_folder
 from retrodistill.encoders.multi_vector import Tokens, blocks_of
@@ -154,7 +155,7 @@ class TokenStore:
         for name in (CODES_FILE, _BOUNDS_FILE, *([_ROUNDED_FILE] if keeps_rounded else [])):
             if not (folder / name).is_file():
                 raise UserError(f"no file {folder / name}: the token store is incomplete; build it again.")
-        codec, bounds = load_codec(folder), np.load(folder / _BOUNDS_FILE)
+        codec, bounds = load_codec(folder), read_array(folder / _BOUNDS_FILE)
         codes = _mapped(folder / CODES_FILE, codec.bytes_per_vector, np.uint8)
         if not len(bounds) or bounds[0] != 0 or (np.diff(bounds) < 0).any() or bounds[-1] != len(codes):
             raise UserError(
@@ -164,7 +165,7 @@ class TokenStore:
             )
         if not keeps_rounded:
             return cls(codec, [codes], bounds[:-1], np.diff(bounds))
-        rounded, limits = _mapped(folder / _ROUNDED_FILE, codec.dimension, np.int8), np.load(folder / _LIMITS_FILE)
+        rounded, limits = _mapped(folder / _ROUNDED_FILE, codec.dimension, np.int8), read_array(folder / _LIMITS_FILE)
         if len(rounded) != len(codes) or len(limits) != len(bounds) - 1:
             raise UserError(
                 f"{folder / _ROUNDED_FILE} holds {len(rounded)} tokens of {len(limits)} documents, {CODES_FILE} "

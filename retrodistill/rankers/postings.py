@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
+from retrodistill.core.arrays import read_array
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.runs.run import TieOrder, ties_among, top_k
 
@@ -117,7 +118,7 @@ class Postings:
     def read(cls, folder: Path, documents: int, bits: Literal[8] | None, *, memory_map: bool = False) -> Postings:
         """Read the files of `write`; `memory_map` leaves the arrays on disk."""
         files = [folder / f"postings-{part}.npy" for part in _PARTS]
-        arrays = (np.load(file, mmap_mode="r" if memory_map else None, allow_pickle=False) for file in files)
+        arrays = (read_array(file, memory_map=memory_map) for file in files)
         # As plain arrays: slices of a memmap are several times slower.
         bounds, rows, impacts, scales = map(np.asarray, arrays)
         return cls(bounds, rows, impacts, scales, documents, bits)

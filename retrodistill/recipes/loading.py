@@ -14,6 +14,7 @@ import yaml
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.settings import validated
+from retrodistill.core.yaml_files import read_yaml
 from retrodistill.data.records import not_utf8
 from retrodistill.encoders.loading import PACKAGED_NAME
 from retrodistill.recipes.settings import Recipe
@@ -30,9 +31,10 @@ def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     """
     path = Path(source).expanduser()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8") if path.is_file() else recipe_text(source))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8") if path.is_file() else recipe_text(source)
+    except UnicodeDecodeError as error:
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error
+    content = read_yaml(text, str(source))
     if not isinstance(content, dict):
         raise UserError(f"{source} is not a recipe: it needs keys such as name, collection, students.")
     for change in overrides:
@@ -99,10 +101,7 @@ def override(content: Any, change: str) -> None:
     place = content
     for key in parents:
         place = _step(place, key, change)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {change!r}: the value is not YAML.") from error
+    value = read_yaml(text, f"override {change!r}: the value")
     _step(place, last, change)
     place[int(last) if isinstance(place, list) else last] = value
 

@@ -194,8 +194,9 @@ class LateInteraction(InputModule):
     ) -> LateInteraction:
         """As the library loads any module; no code of the folder runs."""
         place = {name: value for name, value in kwargs.items() if name in _PLACE}
-        config = AutoConfig.from_pretrained(model_name_or_path, cache_dir=cache_folder, **place)
-        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, cache_dir=cache_folder, **place)
+        options = {**place, "cache_dir": cache_folder, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(model_name_or_path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **options)
         place["cache_folder"] = cache_folder
         settings = cls.load_config(model_name_or_path, **place)
         module = cls(cls.new_backbone(config, settings), tokenizer, **settings)

@@ -25,6 +25,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, Metaspace
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.trainers import BpeTrainer
 
+from retrodistill.core.arrays import read_array
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, cache_folder, digest
 from retrodistill.core.runtime import bar
@@ -207,7 +208,7 @@ def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
         rows = _encode_tokens(teacher, [[token] for token in range(tokenizer.get_vocab_size())])
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.save(file, rows)
-    return np.load(path)
+    return read_array(path)
 
 
 def _table_file(teacher: Encoder, tokenizer: Tokenizer) -> Path:

@@ -18,6 +18,7 @@ import torch
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
+from retrodistill.core.arrays import read_array
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, digest, make_once, texts_digest
 from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory, release_freed_memory
@@ -105,7 +106,7 @@ def cached_states(
         release_freed_memory()
 
     make_once(folder, make)
-    places, file = np.load(folder / _PLACES), folder / _STATES
+    places, file = read_array(folder / _PLACES), folder / _STATES
     total = int(places[:, 1].sum())
     width = file.stat().st_size // (dtype.itemsize * total) if total else 1
     mapped = np.memmap(file, dtype=dtype, mode="r", shape=(total, width)) if total else np.zeros((0, 1), dtype)

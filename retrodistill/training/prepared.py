@@ -10,6 +10,7 @@ import numpy as np
 from retrodistill.candidates.mining import distinct_documents
 from retrodistill.candidates.samplers import TopicBatches, cluster_topics, topic_count
 from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
+from retrodistill.core.arrays import read_array
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest
 from retrodistill.core.runtime import log, main_first
@@ -161,7 +162,7 @@ def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: 
             codes = cluster_topics(embed(data.space, trained.texts, "query"), topics, data.seed)
             with atomic_file(path) as temporary, temporary.open("wb") as file:
                 np.save(file, codes)
-    return TopicBatches(np.load(path)[places])
+    return TopicBatches(read_array(path)[places])
 
 
 def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -> dict[str, Any]:

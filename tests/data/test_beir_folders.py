@@ -1,17 +1,20 @@
 import gzip
+import hashlib
 import io
-import sys
 import types
+import typing
 import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import requests
 from small_collection import DOCUMENTS, QUERIES, jsonl, left_in
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import set_quiet
 from retrodistill.data import load_collection
-from retrodistill.data.beir import load_folder
+from retrodistill.data.beir import PUBLIC, load_folder
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -242,27 +245,38 @@ def zipped(folder):
     return content.getvalue()
 
 
+class _Answer:
+    """What a session of requests gets."""
+
+    headers: typing.ClassVar = {}
+
+    def __init__(self, content):
+        self.iter_content = lambda size: iter([content[:100], content[100:]])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def raise_for_status(self):
+        pass
+
+
 @pytest.fixture
 def server(monkeypatch):
-    """What beir's own downloader meets in place of the network: `server.content` is sent, or `server.error` raised."""
-    beir = pytest.importorskip("beir")
+    """What the downloader meets in place of the network: `server.content` is sent, or `server.error` raised."""
     server = types.SimpleNamespace(content=b"", error=None, asked=[])
 
-    def get(url, stream):
+    def get(session, url, **_):
         server.asked.append(url)
         if server.error:
             raise server.error
-        return types.SimpleNamespace(headers={}, iter_content=lambda chunk_size: iter([server.content]))
+        return _Answer(server.content)
 
-    fake = types.ModuleType("requests")
-    fake.get = get
-    monkeypatch.setitem(sys.modules, "requests", fake)
-    monkeypatch.delattr(beir, "util", raising=False)
-    monkeypatch.delitem(sys.modules, "beir.util", raising=False)
-    yield server
-    # Made with the fake: nobody else may meet it.
-    sys.modules.pop("beir.util", None)
-    vars(beir).pop("util", None)
+    monkeypatch.setattr(requests.Session, "get", get)
+    monkeypatch.setitem(PUBLIC, "scifact", None)  # these tests send other files
+    return server
 
 
 class TestPublic:
@@ -289,7 +303,7 @@ class TestPublic:
         assert left_in(cache) == []
 
     def test_offline_is_one_line_that_says_where_to_put_it(self, cache, server):
-        server.error = ConnectionError("HTTPSConnectionPool(...): Max retries\nexceeded")
+        server.error = requests.ConnectionError("HTTPSConnectionPool(...): Max retries\nexceeded")
         with pytest.raises(UserError) as caught:
             load_collection("beir/scifact")
         message = str(caught.value)
@@ -298,11 +312,20 @@ class TestPublic:
         assert "\n" not in message
         assert left_in(cache) == []
 
-    def test_a_missing_requests_package_is_named(self, cache, server, monkeypatch):
-        monkeypatch.setitem(sys.modules, "requests", None)
-        with pytest.raises(UserError, match="needs the package requests; pip install requests"):
+    def test_a_file_that_is_not_the_published_one_is_refused(self, make_folder, cache, server, monkeypatch):
+        server.content = zipped(make_folder(name="zipped/scifact"))
+        published = hashlib.md5(server.content).hexdigest()
+        monkeypatch.setitem(PUBLIC, "scifact", published)
+        server.content = server.content[:-1] + b"x"
+        with pytest.raises(UserError, match=f"beir/scifact.*MD5.*{published}"):
             load_collection("beir/scifact")
         assert left_in(cache) == []
+
+    def test_without_a_published_digest_the_log_says_which_file_came(self, make_folder, server, capsys):
+        set_quiet(False)
+        server.content = zipped(make_folder(name="zipped/scifact"))
+        load_collection("beir/scifact")
+        assert hashlib.sha256(server.content).hexdigest() in capsys.readouterr().err
 
     def test_a_folder_already_there_is_used(self, make_folder, cache):
         make_folder(name="cache/beir/cqadupstack/android")

@@ -36,7 +36,7 @@ class TestFolders:
     def test_weights_that_are_cut_short(self, copied):
         weights = copied / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:2000])
-        with pytest.raises(UserError, match=r"is not a sentence-transformers model") as caught:
+        with pytest.raises(UserError, match=r"model.safetensors is cut short") as caught:
             load_bi_encoder(str(copied))
         assert "\n" not in str(caught.value)
 

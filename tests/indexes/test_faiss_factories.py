@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.faiss import read_faiss
 from retrodistill.encoders.vectors import training_rows
 from retrodistill.indexes.factory import (
     build_faiss,
     empty_index,
     fewest_vectors,
     file_bytes,
-    read_faiss,
     read_parameters,
     set_parameters,
 )

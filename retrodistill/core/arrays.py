@@ -1,0 +1,85 @@
+"""Arrays and Arrow tables of files that may be cut short, altered or made to do harm: checked before they are used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from retrodistill.core.errors import UserError
+
+_FAILURES = (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, pa.ArrowException, TypeError, SyntaxError)
+
+
+def read_array(path: str | os.PathLike[str], *, memory_map: bool = False) -> np.ndarray:
+    """The array of a ``.npy`` file, whose header is compared with the file's size before memory is taken for it.
+
+    Raises:
+        UserError: The file is absent, cut short, of another format, or holds Python objects, which would be unpickled.
+    """
+    with _readable(path):
+        # mapping compares the header with the size, and refuses Python objects
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(mapped, np.ndarray):
+            raise ValueError("not one array")
+        return mapped if memory_map else np.array(mapped)
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file as `numpy.savez` writes it, by name; compressed ones are refused.
+
+    Raises:
+        UserError: As for `read_array`.
+    """
+    with _readable(path):
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("compressed, so that its size says nothing")
+        if sum(entry.file_size for entry in entries) > Path(path).stat().st_size:
+            raise ValueError("its arrays are larger than the file")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+
+def check_table(table: pa.Table) -> None:
+    """Check that the offsets and indices of a memory-mapped table all lie within its data.
+
+    Texts themselves are not read: of ten million, 80 MB of offsets are.
+
+    Raises:
+        pa.ArrowException: They do not; reading could end the process.
+    """
+    for column in table.columns:
+        for chunk in column.chunks:
+            _check_chunk(chunk)
+
+
+def _check_chunk(chunk: pa.Array) -> None:
+    # Arrow's full validation of texts reads them all, to see that they are UTF-8, which decoding tells as well.
+    is_large = pa.types.is_large_string(chunk.type) or pa.types.is_large_binary(chunk.type)
+    if not (is_large or pa.types.is_string(chunk.type) or pa.types.is_binary(chunk.type)):
+        chunk.validate(full=True)
+        return
+    chunk.validate()  # first and last offset against the size of the data
+    buffer = chunk.buffers()[1]
+    if buffer is not None and len(chunk):
+        offsets = np.frombuffer(buffer, np.int64 if is_large else np.int32)[chunk.offset :][: len(chunk) + 1]
+        if len(offsets) <= len(chunk) or (np.diff(offsets) < 0).any():
+            raise pa.ArrowInvalid("its texts overlap")
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}; make it again.") from error
+    except _FAILURES as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{path} is cut short or altered ({reason}); delete it and make it again.") from error
