@@ -24,7 +24,8 @@ def vector_of(text, width=8):
 class Server:
     """Attributes that tests set: `faults`, taken one per request; `delay` in seconds; `key` that is demanded.
 
-    A fault is a status, a pair of a status and headers, bytes to send as the answer, ``drop`` or ``truncate``.
+    A fault is a status, a pair of a status and headers, bytes to send as the answer, ``drop``, ``truncate``, or a
+    function of the request that gives a status and the bytes of an answer.
     """
 
     def __init__(self):
@@ -71,8 +72,8 @@ class Server:
         if isinstance(fault, int | tuple):
             status, headers = fault if isinstance(fault, tuple) else (fault, {})
             return self.send(request, status, b'{"error": "no"}', headers)
-        if isinstance(fault, bytes):
-            return self.send(request, 200, fault)
+        if isinstance(fault, bytes) or callable(fault):
+            return self.send(request, *(fault(request) if callable(fault) else (200, fault)))
         content = json.dumps(self.result(request.path, body)).encode()
         if fault == "truncate":
             self.send(request, 200, content[: len(content) // 2], length=len(content))

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 import jmespath
 import requests
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
@@ -50,6 +50,8 @@ Answer = TypeVar("Answer")
 
 class ApiSettings(Settings):
     """A model behind an HTTP API; its settings file is YAML with these keys."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # which may be a key, written where it does not belong
 
     url: str
     """Where requests are posted, e.g. `https://api.openai.com/v1/embeddings`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -78,7 +79,7 @@ def load_huggingface(name: str, *, stream: bool = False) -> Collection:
             loaded[part] = dict(load_dataset(repository, configuration, streaming=is_streamed))
     corpus, queries = (_only_split(name, part, loaded[part]) for part in ("corpus", "queries"))
     key = ("streamed", files) if is_streamed else None
-    return from_datasets(corpus, queries, loaded["qrels"], Path(name).name, key)
+    return from_datasets(corpus, queries, loaded["qrels"], Path(os.path.abspath(name)).name, key)
 
 
 def from_datasets(

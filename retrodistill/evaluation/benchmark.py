@@ -12,6 +12,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import write_json
+from retrodistill.core.names import check_file_name
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, load_collection
 from retrodistill.data.beir import FORUMS, is_collection, load_folder
@@ -81,6 +82,8 @@ def benchmark(
         collection = load_collection(source.load(), passages=rule)
         if collection.name in opened:
             raise UserError(f"two collections are named {collection.name}; rename the folder of one.")
+        if out is not None:
+            check_file_name(collection.name, "a collection")
         opened[collection.name] = collection
         task_of(collection, config)
     loaded: dict[str, System] = {}

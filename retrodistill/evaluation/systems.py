@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, atomic_folder, file_digest, make_folder, read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.names import is_file_name
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -223,7 +224,7 @@ class Folder:
         """The content of a system's folder; None if its run is missing or was changed."""
         about = Manifest.read(place).about
         run = self.path / "runs" / about["run"]
-        if not run.is_file() or file_digest(run) != about["checksum"]:
+        if not is_file_name(about["run"]) or not run.is_file() or file_digest(run) != about["checksum"]:
             return None
         table = pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None
         kept = {key: about[key] for key in _KEPT - {"cost"} if key in about}

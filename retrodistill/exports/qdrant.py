@@ -28,6 +28,7 @@ from retrodistill.core.files import check_replaceable
 from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.core.http import holds_secret, require_encryption, without_key
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.names import check_file_name
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
 from retrodistill.data.fields import from_json, to_json
@@ -153,6 +154,7 @@ class QdrantStore(VectorStore):
         spread = {"shard_number": settings.shards, "replication_factor": settings.replicas}
         config |= {key: value for key, value in spread.items() if value is not None}
         self.name = self.name or spec.collection or slug(spec.name)
+        check_file_name(self.name, "a collection of Qdrant")
         self.batch_size = settings.batch or batch_size(spec.kind, spec.space.dimension)
         decisive = {"texts": settings.texts, "quantization": settings.quantization}
         self._manifest = spec.manifest("Qdrant collection", decisive, self.root)

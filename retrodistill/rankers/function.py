@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class FunctionRanker(Ranker):
     def of_name(cls, name: ModelName, store: Path | None) -> FunctionRanker:
         """The ranker that a module on Python's path defines."""
         module, _, attribute = name.name.partition(":")
+        if module.partition(".")[0] in sys.stdlib_module_names:  # which a recipe of others could have imported
+            raise UserError(f"{name} is in Python's own library, which has no teachers; write function:MODULE:NAME.")
         try:
             found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:

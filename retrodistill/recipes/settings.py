@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.names import check_file_name
 from retrodistill.core.settings import OneOf, Settings, value_errors
 from retrodistill.core.spending import SpendingSettings
 from retrodistill.data.collection import SameId
@@ -198,10 +199,15 @@ class Recipe(Settings):
         for name in students:
             if name in RESERVED_NAMES or name in others:
                 raise ValueError(f"a student cannot be called {name!r}, the name of another system")
-            if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
-                raise ValueError(
-                    f"a student cannot be called {name!r}; the name is also a folder, so use letters, digits, . + -"
-                )
+            with value_errors():
+                check_file_name(name, "a student")
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise ValueError(f"a student cannot be called {name!r}; use letters, digits, . + - _")
+        folded = [name.casefold() for name in students]
+        if twice := next((name for name in students if folded.count(name.casefold()) > 1), None):
+            raise ValueError(
+                f"another student is called {twice!r} but for capitals, and some systems take them for one"
+            )
         return students
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
+from markupsafe import Markup
 from pydantic import BaseModel
 
 from retrodistill.core.files import atomic_file
@@ -32,6 +34,7 @@ from retrodistill.training.settings import StageSettings
 
 YOURS = "FOLDER/OF/"  # in examples, stands for a folder on the reader's machine
 _PUBLIC = ("beir/", "ir_datasets:")
+_NOT_SHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control characters, and those that turn the direction of text
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results
 def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     """The card: front matter for the Hugging Face hub, then Markdown; `results` have a system of the student's name."""
     kind = get_kind(facts.kind)
-    title = f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"
+    title = str(_inert(f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"))
     front, own_sections = _library_card(model, facts, title)
     # The measured exits, truncations, and own-token queries of the student.
     prefix = f"{facts.name}@"
@@ -173,7 +176,8 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
 
 @cache  # compiling the templates takes longer than filling them in
 def _templates() -> Environment:
-    environment = text.environment(escape=False)
+    environment = text.environment(escape=True)
+    environment.finalize = _inert
     environment.filters |= {"code": _code, "setting": _setting, "linked": _linked}
     environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
     return environment
@@ -278,8 +282,20 @@ def _front_matter(front: dict[str, Any], facts: Facts, results: Results | None, 
 # Filters of the template.
 
 
-def _code(value: str) -> str:
-    return f"`{value}`" if value and value != text.MISSING else text.MISSING
+def _inert(value: Any) -> Any:
+    """A value as Markdown that is only text: no HTML, link, code span, or new line; names come from anywhere.
+
+    Quotes are single ones, since values are written between double quotes in examples of code.
+    """
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    line = "".join(" " if unicodedata.category(char) in _NOT_SHOWN else char for char in value)
+    line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("`", "'").replace('"', "'").replace("](", "] (")
+    return Markup(line.rstrip("\\"))
+
+
+def _code(value: str) -> Markup:
+    return Markup(f"`{_inert(value)}`" if value and value != text.MISSING else text.MISSING)
 
 
 def _setting(value: Any) -> str:
@@ -295,5 +311,6 @@ def _setting(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _linked(source: str) -> str:
-    return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
+def _linked(source: str) -> Markup:
+    """The citation of an objective, which is this package's own text."""
+    return Markup(re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source))

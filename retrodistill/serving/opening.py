@@ -16,6 +16,7 @@ import numpy as np
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import read_json
 from retrodistill.core.manifest import FILE_NAME
+from retrodistill.core.names import is_file_name
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, Texts, load_collection
 from retrodistill.encoders.any_encoder import load_encoder
@@ -257,11 +258,12 @@ class _JobSystems:
     def _open(self, row: SystemResult, about: dict[str, Any]) -> System:
         name, role = row.name, row.role
         index, student = (self._folder / kind / name for kind in ("indexes", "students"))
-        if (index / FILE_NAME).is_file():
+        has_folder = is_file_name(name)  # unlike ``run:a/b``, or a name in results that somebody else wrote
+        if has_folder and (index / FILE_NAME).is_file():
             return IndexSystem(load_index(index), name, role, **about)
         if name in self._baselines:
             opened = self._alive(self._baselines[name].ranker, name, role, about)
-        elif student.is_dir():
+        elif has_folder and student.is_dir():
             loaded: Any = load_student(student)
             kind = kind_of(loaded.model)
             opened = None
