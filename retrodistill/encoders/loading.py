@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.errors import UserError
@@ -246,6 +247,8 @@ def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
         return load(place)
     except (*expected, SafetensorError, HfHubHTTPError, HFValidationError, MemoryError, RecursionError) as error:
         raise _failed(failure, error) from error
+    except UnpicklingError as error:  # torch reads weights with weights_only
+        raise UserError(f"{failure} (its weights hold something else than numbers, which is not read).") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of a tokenizer's file, in Rust; it is no Exception
             raise

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -176,6 +177,9 @@ def train(
             raise
         reason = str(error).strip().splitlines()[0][:160]
         raise UserError(f"cannot write checkpoints into {folder}: {reason}; free some space and go on.") from error
+    except UnpicklingError as error:  # torch reads checkpoints with weights_only
+        reason = f"a checkpoint in {folder} holds something else than numbers, which is not read"
+        raise UserError(f"{reason}; delete that folder to train from the start.") from error
     history.steps = trainer.state.global_step
     history.seconds = float(result.metrics.get("train_runtime", 0.0))
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # otherwise it goes on with training's precision
