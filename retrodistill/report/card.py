@@ -259,14 +259,15 @@ def _front_matter(front: dict[str, Any], facts: Facts, results: Results | None, 
     from huggingface_hub.utils import yaml_dump
 
     student = results and results.system(facts.name)
+    collection, split = (str(_inert(name)) for name in (results.collection, results.split)) if results else ("", "")
     values = {name: getattr(student, field) for name, field in _MEASURES.items()} if student else {}
     measured = [
         EvalResult(
             task_type="information-retrieval",
             task_name="Information Retrieval",
-            dataset_type=results.collection,
-            dataset_name=results.collection,
-            dataset_split=results.split,
+            dataset_type=collection,
+            dataset_name=collection,
+            dataset_split=split,
             metric_type=name.lower(),
             metric_name=name,
             metric_value=round(value, 6),

