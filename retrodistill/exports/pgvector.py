@@ -155,7 +155,7 @@ class PgvectorStore(VectorStore):
                 return
             columns = self._columns(spec)
             typed = ", ".join(f"{{}} {kind}" for _, kind in columns)
-            names = [self.name, *(name for name, _ in columns), self._own]
+            names = [self.name, *(name for name, _ in columns), self._own_id]
             self._execute(cursor, f"CREATE TABLE {{}} ({typed}, PRIMARY KEY ({{}}))", *names)
             content = json.dumps({**asdict(self._manifest), **stamp(self._manifest.artifact)})
             insert = "INSERT INTO {} (name, manifest) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET "
@@ -169,7 +169,9 @@ class PgvectorStore(VectorStore):
             ids = batch.ids
             with self._transaction() as cursor:
                 found = "SELECT {} FROM {} WHERE {} = ANY(%s)"
-                known = {row[0] for row in self._execute(cursor, found, self._own, self.name, self._own, values=[ids])}
+                known = {
+                    row[0] for row in self._execute(cursor, found, self._own_id, self.name, self._own_id, values=[ids])
+                }
                 rows = [row for row, id_ in enumerate(ids) if id_ not in known]
                 if rows:
                     self._copy(cursor, batch, rows)
@@ -201,7 +203,7 @@ class PgvectorStore(VectorStore):
         """As `VectorStore.stored`."""
         cast = "real[]" if self._kind == "dense" else "text"
         select = f"SELECT {{}}, vector::{cast} FROM {{}} WHERE {{}} = ANY(%s)"
-        rows = self._rows(select, self._own, self.name, self._own, values=[list(ids)])
+        rows = self._rows(select, self._own_id, self.name, self._own_id, values=[list(ids)])
         dimension = int(self._manifest.about["space"]["dimension"])
         if self._kind == "dense":
             vectors = [np.array([row[1]], np.float32) for row in rows]
@@ -213,7 +215,7 @@ class PgvectorStore(VectorStore):
         """As `VectorStore.payloads`."""
         names = [name for name in self.schema().names if name not in (PASSAGE, "document_id")]
         select = "SELECT " + ", ".join(["{}"] * (1 + len(names))) + " FROM {} WHERE {} = ANY(%s)"
-        rows = self._rows(select, self._own, *names, self.name, self._own, values=[list(ids)])
+        rows = self._rows(select, self._own_id, *names, self.name, self._own_id, values=[list(ids)])
         return {
             id_: {name: value for name, value in zip(names, values, strict=True) if value is not None}
             for id_, *values in rows
@@ -239,15 +241,6 @@ class PgvectorStore(VectorStore):
         """Close the connection."""
         self.connection.close()
 
-    @cached_property
-    def _manifest(self) -> Manifest:
-        """That of `create`, or of what is there."""
-        return self.manifest() or Manifest("nothing")
-
-    @property
-    def _kind(self) -> str:
-        return str(self._manifest.settings["kind"])
-
     @property
     def _precision(self) -> str:
         return str(self._manifest.settings.get("precision", "float32"))
@@ -255,11 +248,6 @@ class PgvectorStore(VectorStore):
     @property
     def _index(self) -> str:
         return str(self._manifest.settings.get("index", "none"))
-
-    @property
-    def _own(self) -> str:
-        """The column with a row's own id."""
-        return PASSAGE if "passages" in self._manifest.about else "document_id"
 
     @cached_property
     def _version(self) -> tuple[int, ...]:
@@ -330,7 +318,7 @@ class PgvectorStore(VectorStore):
         """The statement for one query, and its values."""
         from psycopg import sql
 
-        own, table = _with_values(self._own), _with_values(self.name)
+        own, table = _with_values(self._own_id), _with_values(self.name)
         dimension = int(self._manifest.about["space"]["dimension"])
         kind = {"float16": "halfvec"}.get(self._precision, "vector") if self._kind == "dense" else "sparsevec"
         given = sql.SQL(f"%s::{kind}({dimension})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -116,6 +117,20 @@ class VectorStore(Protocol):
 
     def close(self) -> None:
         """Release files and connections."""
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        """That of `create`, or of what is there."""
+        return self.manifest() or Manifest("nothing")
+
+    @property
+    def _kind(self) -> str:
+        return str(self._manifest.settings["kind"])
+
+    @property
+    def _own_id(self) -> str:
+        """The field of the payload with a record's own id."""
+        return PASSAGE if "passages" in self._manifest.about else "document_id"
 
 
 def store_class(prefix: str) -> type[VectorStore]:

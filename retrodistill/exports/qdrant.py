@@ -14,7 +14,6 @@ import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -262,20 +261,6 @@ class QdrantStore(VectorStore):
     def close(self) -> None:
         """Release the folder, which one process holds at a time, or the connection."""
         self.client.close()
-
-    @cached_property
-    def _manifest(self) -> Manifest:
-        """That of `create`, or of what is there."""
-        return self.manifest() or Manifest("nothing")
-
-    @property
-    def _kind(self) -> str:
-        return str(self._manifest.settings["kind"])
-
-    @property
-    def _own_id(self) -> str:
-        """The field of the payload with a point's own id."""
-        return PASSAGE if "passages" in self._manifest.about else "document_id"
 
     def _metadata(self, state: str) -> dict[str, Any]:
         manifest = self._manifest
