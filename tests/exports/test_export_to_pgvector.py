@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 import threading
@@ -200,3 +201,18 @@ def test_an_export_of_a_later_format_is_refused(postgres, place):
     rows(postgres, changed, table(place))
     with pytest.raises(UserError, match="format 99"):
         load_store(place)
+
+
+def test_the_command_line_exports_searches_and_evaluates(postgres, place, call, tiny_folder, tiny_model, tmp_path):
+    index, where = tmp_path / "index", place.partition(":")[2]
+    assert call("index", "--collection", tiny_folder, "--documents", f"dense:{tiny_model}", "--out", index)[0] == 0
+    exported = call(
+        "export", index, "--to", "pgvector", "--collection", tiny_folder, "--out", where, "precision=float16"
+    )
+    assert exported[0] == 0, exported[2]
+    status, out, _ = call("search", place, "a star", "--k", 3, "--json")
+    assert status == 0
+    assert len(json.loads(out)) == 3
+    status, out, error = call("evaluate", place, index, "--collection", tiny_folder, "--json")
+    assert status == 0, error
+    assert len({round(system["ndcg@10"], 2) for system in json.loads(out)["systems"]}) == 1
