@@ -7,7 +7,7 @@ HOURS ?= 2
 WORKERS ?= 2
 LARGE ?=
 
-.PHONY: demo test test-slow docs studies install clean
+.PHONY: demo test test-slow docs studies lock install clean
 
 # The main job on the demonstration corpus; results in out/demo/.
 demo: install
@@ -33,6 +33,15 @@ docs: install
 # LARGE=1 for their larger settings, which are for a GPU.
 studies: install
 	$(BIN)/python evaluation/studies/run.py --data $(DATA) --hours $(HOURS) $(if $(LARGE),--large)
+
+# Versions and digests of all dependencies, those of graphics cards among them, for every system: requirements.lock.
+lock:
+	$(PYTHON) -m venv out/lock
+	out/lock/bin/python -m pip install --quiet uv
+	{ sed '/^[^#]/,$$d' requirements.lock; out/lock/bin/uv pip compile pyproject.toml --extra demo --extra docs \
+	  --extra test --constraint constraints.txt --universal --python-version 3.11.5 --generate-hashes --no-header \
+	  --no-annotate --quiet; } > out/requirements.lock
+	mv out/requirements.lock requirements.lock
 
 install: .venv/.installed
 

@@ -23,6 +23,7 @@ import platformdirs
 
 from retrodistill.core.checksums import PREFIX, DamagedError, checksum
 from retrodistill.core.errors import UserError
+from retrodistill.core.links import refuse_links_of_others
 from retrodistill.core.runtime import is_main, log, of_libc
 
 Value = TypeVar("Value")
@@ -63,6 +64,7 @@ def throw_away_cache() -> Iterator[Path]:
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Create a folder and its parents."""
     folder = Path(path).expanduser()
+    refuse_links_of_others(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -203,6 +205,7 @@ def _version(folder: Path) -> tuple[int, int] | None:
 
 def _behind_link(path: str | os.PathLike[str]) -> Path:
     place = Path(path).expanduser()
+    refuse_links_of_others(place)
     return Path(os.path.realpath(place)) if place.is_symlink() else place
 
 

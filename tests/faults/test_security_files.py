@@ -401,7 +401,8 @@ class TestYaml:
 
 def test_a_file_of_an_index_that_claims_too_much_is_refused_by_name(tmp_path, tiny, tiny_model):
     """With checksums that fit, as an attacker writes them."""
-    from retrodistill.core.files import file_digest
+    from retrodistill.core.checksums import file_checksum
+    from retrodistill.core.files import read_json, write_json
     from retrodistill.indexes import build_index
 
     build_index(tiny, documents=f"dense:{tiny_model}").save(tmp_path / "index")
@@ -410,8 +411,8 @@ def test_a_file_of_an_index_that_claims_too_much_is_refused_by_name(tmp_path, ti
     size = struct.pack("<Q", len(tiny.documents) * 32)
     file.write_bytes(content.replace(size, struct.pack("<Q", 1 << 50)))
     assert file.read_bytes() != content
-    manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
-    manifest["about"]["checksums"]["index.faiss"] = file_digest(file)
-    (tmp_path / "index" / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_json(tmp_path / "index" / "manifest.json")
+    manifest["about"]["checksums"]["index.faiss"] = file_checksum(file)
+    write_json(tmp_path / "index" / "manifest.json", {key: manifest[key] for key in manifest if key != "checksum"})
     with pytest.raises(UserError, match=r"index\.faiss is not a whole FAISS file"):
         load_index(tmp_path / "index")
