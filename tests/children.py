@@ -5,17 +5,41 @@ Tests that start one belong to the group ``children`` of pytest-xdist, so that o
 
 from __future__ import annotations
 
+import atexit
+import functools
 import multiprocessing
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import textwrap
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 TESTS = Path(__file__).parent
 MAIN = "import sys; from retrodistill.cli import main; main(sys.argv[1:])"  # the command line
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["retrodistill.recipes.run", "retrodistill.exports.parquet", "retrodistill.cli"])
+
+
+@functools.cache
+def faults_library():
+    """Path of the library of faults/faulty.c, built anew; None where that cannot be done."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        return None
+    folder = tempfile.mkdtemp(prefix="faults-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", f"{folder}/faulty.so", TESTS / "faults" / "faulty.c", "-ldl"]
+    return f"{folder}/faulty.so" if subprocess.run(command, capture_output=True, check=False).returncode == 0 else None
+
+
+def _start_server():
+    """Start the process that children are forked from; in them, the library does nothing until a test asks it to."""
+    with mock.patch.dict(os.environ, {"LD_PRELOAD": faults_library()} if faults_library() else {}):
+        forkserver.ensure_running()
 
 
 class Child:
@@ -31,6 +55,7 @@ class Child:
         names = [file.name for file in self._files]
         given = (textwrap.dedent(code), [str(argument) for argument in arguments], paths, settings, names)
         self._process = _CONTEXT.Process(target=_run, args=given)
+        _start_server()
         self._process.start()
 
     @property

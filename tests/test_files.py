@@ -128,6 +128,7 @@ class TestAtomicFolder:
         assert (tmp_path / "out" / "inner" / "a").read_text() == "new"
 
     def test_the_old_one_comes_back_when_the_new_one_cannot_take_its_place(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)  # as on a system that cannot
         self.write(tmp_path / "out", "old")
         real, calls = os.rename, []
 
@@ -161,8 +162,7 @@ class TestAtomicFolder:
         assert (names(tmp_path), names(tmp_path / "out")) == (["out"], ["a"])
 
     def test_a_full_disk_at_once_is_one_line(self, tmp_path, monkeypatch):
-        make_folder(tmp_path)
-        monkeypatch.setattr(Path, "mkdir", lambda path, **options: None if options else full())
+        monkeypatch.setattr(Path, "mkdir", lambda path, **options: None if "parents" in options else full())
         with pytest.raises(UserError, match=r"cannot write .*out: no space left"), atomic_folder(tmp_path / "out"):
             pass
 
@@ -214,7 +214,7 @@ class TestReadWhole:
 
     def test_waits_between_the_two_renames_of_a_writer(self, tmp_path, monkeypatch):
         self.replace(tmp_path / "out", "old")
-        (tmp_path / "out").rename(tmp_path / ".out.12345678.old")
+        (tmp_path / "out").rename(tmp_path / ".retrodistill-out.12345678.old")
         (tmp_path / "next").mkdir()
         (tmp_path / "next" / "a").write_text("new")
         monkeypatch.setattr(files.time, "sleep", lambda _: (tmp_path / "next").rename(tmp_path / "out"))

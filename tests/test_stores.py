@@ -43,7 +43,7 @@ class TestParts:
 
     def test_a_half_written_part_does_not_count_and_is_swept_by_the_next_writer(self, store, ending):
         store.append(table(1))
-        leftover = store.folder / f".part-000001-abcd{ending}.12345678.part"
+        leftover = store.folder / f".retrodistill-part-000001-abcd{ending}.part"
         leftover.write_bytes(b"half")
         assert keys(PartStore(store.folder, OWNER, ending)) == [1]
         with PartStore(store.folder, OWNER, ending).writing():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import signal
 import sys
+import threading
 import warnings
+from pathlib import Path
 
 # isort: off
 # The modules register their commands, in the order in which --help lists them.
@@ -15,15 +15,12 @@ from retrodistill.cli import recipes, generation, teaching, indexes, measuring, 
 
 # isort: on
 from retrodistill.cli.app import app
+from retrodistill.cli.stopping import stoppable
+from retrodistill.core.disk import is_refusal, reason_of
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import is_main, say
 
 __all__ = ["app", "main"]
-
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-class _Stopped(BaseException):
-    """Ctrl-C; click would handle a KeyboardInterrupt itself."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,28 +29,53 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a pipe on Windows, or a container, may lack most of Unicode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    before = signal.signal(signal.SIGINT, _stop)
+    with stoppable(_say_stopped) as stop:
+        try:
+            _run(arguments)
+        except BaseException:
+            if stop.number is None:
+                raise
+    if stop.number is not None:  # whatever a library has made of the exception
+        _say_stopped()
+        if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+            os._exit(stop.status)  # Python would wait for their requests
+        sys.exit(stop.status)
+
+
+def _run(arguments: list[str] | None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those of libraries are for programmers
-            app(arguments)
+            try:
+                app(arguments)
+            finally:
+                _flush()
     except UserError as error:
         _fail(str(error))
-    except OSError as error:  # a full disk or a read-only folder that no other check has caught
-        if error.errno not in _WRITE_ERRORS:
+    except BrokenPipeError:  # the reader of the output, such as `head`, has enough
+        sys.exit(1)
+    except Exception as error:  # a full disk or a read-only folder that no other check has caught
+        if not is_refusal(error):
             raise
-        _fail(f"cannot write {error.filename or 'a file'}: {(error.strerror or str(error)).lower()}.")
-    except _Stopped:
-        sys.stderr.write("stopped; run the same command again to resume\n")
-        sys.exit(130)
-    finally:
-        signal.signal(signal.SIGINT, before)
+        place = str(getattr(error, "filename", None) or "a file")
+        _fail(f"cannot read or write {place}: {reason_of(error, Path(place))}.")
 
 
-def _stop(*_: object) -> None:
-    raise _Stopped
+def _flush() -> None:
+    """Print what is buffered; what cannot be printed is dropped, or Python would report it once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        error.filename = "standard output"
+        raise
+
+
+def _say_stopped() -> None:
+    if is_main():
+        say("stopped; run the same command again to resume")
 
 
 def _fail(mistake: str) -> None:
-    sys.stderr.write(f"error: {' '.join(mistake.split())}\n")
+    say(f"error: {' '.join(mistake.split())}")
     sys.exit(2)

@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,21 +23,26 @@ import filelock
 import platformdirs
 
 from retrodistill.core.checksums import PREFIX, DamagedError, checksum
+from retrodistill.core.disk import reason_of, writing
 from retrodistill.core.errors import UserError
 from retrodistill.core.links import refuse_links_of_others
 from retrodistill.core.runtime import is_main, log, of_libc
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Value = TypeVar("Value")
 
 _CHECKSUM = "checksum"  # last key of a JSON object that is written
 _BLOCK = 4096  # texts that are fingerprinted at once
-# How torch, safetensors and the system word a failed write in exceptions that are not an OSError.
-_DISK_ERRORS = ("No space left", "os error", "PytorchStreamWriter", "inline_container", "File too large", "quota")
+_MARK, _ENDING, _OLD = ".retrodistill-", ".part", ".old"  # of temporary names; the last one of a folder being replaced
+_SYNCED = 8  # files whose way to the disk is waited for at once
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a kernel or a file system that cannot swap names
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)  # the last one of folders on NFS
 _WAIT_SECONDS = 1.0  # before a log line says that another process has a lock
-_OLD = ".old"  # ends the name of a folder that is being replaced
 _READS = 10  # of a folder that is replaced during each of them
 _BETWEEN_SECONDS = 1.0  # that a folder may be absent between the two renames of a writer
 
@@ -68,9 +74,9 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
-            raise PermissionError("permission denied")
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {os_reason(error)}; choose a writable folder.") from error
+        raise UserError(f"cannot write to {folder}: {reason_of(error, folder)}; choose a writable folder.") from error
     return folder
 
 
@@ -84,11 +90,11 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "a device or a pipe"
         raise UserError(f"cannot write {target}: it is {kind}; choose another file.")
-    with _temporary(target) as temporary:
+    with _temporary(target, is_folder=False) as temporary:
         yield temporary
-        if temporary.is_file():
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+        if not temporary.stat().st_mtime:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
+        _sync(temporary)
         os.replace(temporary, target)
 
 
@@ -96,16 +102,25 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder next to `path`; it replaces a folder at `path` on success and is removed on failure.
 
-    A symbolic link stays one: what it points to is replaced.
+    Where the system can swap two folders, as Linux can, there is a whole one at `path` at any time. A symbolic link
+    stays one: what it points to is replaced.
     """
     target = _behind_link(path)
     if target.exists() and not target.is_dir():
         raise UserError(f"cannot write {target}: a file has that name; choose another folder.")
-    with _temporary(target) as temporary:
-        temporary.mkdir()
+    with _temporary(target, is_folder=True) as temporary:
         yield temporary
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        with ThreadPoolExecutor(_SYNCED) as threads:  # they wait for the disk together
+            list(threads.map(_sync, files))
         while not _put(temporary, target):  # another process made or removed the folder between two steps
             continue
+
+
+def _sync(file: Path) -> None:
+    """Wait until a file is on disk; some file systems notice only now that it does not fit."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def _put(temporary: Path, target: Path) -> bool:
@@ -140,7 +155,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _replace(temporary: Path, target: Path) -> bool:
     """Put a folder in place of another by two renames. `read_whole` waits for the second one."""
-    old = temporary.with_suffix(_OLD)
+    old = target.with_name(f"{_MARK}{target.name}.{uuid.uuid4().hex[:8]}{_OLD}")
     os.rename(target, old)
     try:
         os.rename(temporary, target)
@@ -197,7 +212,7 @@ def _version(folder: Path) -> tuple[int, int] | None:
         with contextlib.suppress(OSError):
             stat = folder.stat()
             return stat.st_dev, stat.st_ino
-        is_between = folder.name and any(folder.parent.glob(f".{glob.escape(folder.name)}.*{_OLD}"))
+        is_between = folder.name and any(folder.parent.glob(f"{_MARK}{glob.escape(folder.name)}.*{_OLD}"))
         if not is_between or time.monotonic() > deadline:
             return None
         time.sleep(0.01)
@@ -210,18 +225,96 @@ def _behind_link(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
+def _temporary(target: Path, *, is_folder: bool) -> Iterator[Path]:
+    """An empty file or folder next to the target; what is left there at the end is removed.
+
+    Its name is always the same, so that whoever writes the target next removes what a killed process left. Only where
+    another process is writing the target now, or where nothing can be locked, it has a name of its own.
+    """
     make_folder(target.parent)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with contextlib.ExitStack() as stack, writing(target):
+        temporary = target.with_name(f"{_MARK}{target.name}{_ENDING}")
+        _create(temporary, is_folder)
+        try:
+            stack.callback(_discard, temporary, _lock(temporary))
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                _remove(temporary)
+            temporary = target.with_name(f"{_MARK}{target.name}.{uuid.uuid4().hex[:8]}{_ENDING}")
+            _create(temporary, is_folder)
+            with contextlib.suppress(OSError):
+                stack.callback(os.close, _lock(temporary))
+            stack.callback(_remove, temporary)
+        if is_folder:
+            for left in temporary.iterdir():
+                _remove(left)
+        else:
+            os.truncate(temporary, 0)
+            os.utime(temporary, (0, 0))  # tells whether it was written
         yield temporary
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {os_reason(error)}; nothing half-written was left there.") from error
-    finally:
-        # only one of the two applies, and neither may hide an error
-        shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+
+
+def _create(path: Path, is_folder: bool) -> None:
+    if is_folder:
+        path.mkdir(exist_ok=True)
+    else:
+        path.touch()
+
+
+def _lock(path: Path) -> int:
+    """Lock a temporary file or folder without waiting; the descriptor that has the lock, until it or its process ends.
+
+    Raises:
+        OSError: Another process has it, or has renamed or removed the path, or its disk has no locks.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(descriptor, path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+def _discard(path: Path, lock: int) -> None:
+    """Remove what is at the temporary path of a file or folder that this process has locked, and release the lock."""
+    if _is_at(lock, path):
+        _remove(path)
+        os.close(lock)
+    else:  # It got its name. What is here now was swapped with it, or is another process's.
+        os.close(lock)
+        _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        lock = _lock(path)
+        _remove(path)
+        os.close(lock)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left under temporary names in a folder and in the folders there."""
+    for pattern in (f"{_MARK}*{_ENDING}", f"*/{_MARK}*{_ENDING}"):
+        for left in folder.glob(pattern):
+            _remove_unlocked(left)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if there is one; never an error, which could hide another."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> None:
@@ -233,8 +326,6 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         return
     make_folder(folder.parent)
     with locked(lock_file(folder.with_name(f".{folder.name}.lock"))):
-        for leftover in folder.parent.glob(f".{folder.name}.*.part"):  # of a killed process: this one holds the lock
-            shutil.rmtree(leftover, ignore_errors=True)
         if not folder.exists():  # another process may have created it while this one waited for the lock
             with atomic_folder(folder) as temporary:
                 make(temporary)
@@ -285,7 +376,7 @@ def locked(lock: filelock.BaseFileLock, *, wait: bool = True) -> Iterator[None]:
         advice = "choose a writable folder"
         if error.errno in _NO_LOCKS:
             advice = "its file system has no locks: choose a local disk (for the cache, set RETRODISTILL_CACHE)"
-        raise UserError(f"cannot lock {lock.lock_file}: {os_reason(error)}; {advice}.") from error
+        raise UserError(f"cannot lock {lock.lock_file}: {reason_of(error, folder)}; {advice}.") from error
     try:
         yield
     finally:
@@ -306,25 +397,8 @@ def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
         except filelock.Timeout as error:
             message = f"another run is working in {folder}; wait for it or choose another output folder."
             raise UserError(message) from error
+        remove_leftovers(folder)
         yield
-
-
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Turn the exceptions that torch and safetensors raise on a full disk into an OSError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (SafetensorError, RuntimeError) as error:
-        if not is_disk_error(error):
-            raise
-        raise OSError(str(error).strip().splitlines()[0]) from error
-
-
-def is_disk_error(error: BaseException) -> bool:
-    """Whether an exception of any class reports a failed write."""
-    return isinstance(error, OSError) or any(words in str(error) for words in _DISK_ERRORS)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -354,7 +428,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"no file {path}.") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {os_reason(error)}.") from error
+        raise UserError(f"cannot read {path}: {reason_of(error, Path(path).parent)}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); it may be cut short: delete it and make it again.") from error
     if isinstance(content, dict) and str(content.get(_CHECKSUM)).startswith(PREFIX):
@@ -406,9 +480,3 @@ def content_digest(path: str | os.PathLike[str]) -> str:
 def _content_digest(place: str, files: tuple[tuple[str, int, int], ...]) -> str:
     """As `content_digest`; files that have the size and time of before are not read again."""
     return digest([(name, file_digest(Path(place, name))) for name, _, _ in files])
-
-
-def os_reason(error: OSError) -> str:
-    """Why the system refused something, for the middle of a sentence."""
-    reason = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
-    return reason[:1].lower() + reason[1:]

@@ -100,10 +100,10 @@ def release_freed_memory() -> bool:
 
 
 def of_libc(name: str) -> Any:
-    """A function of the C library on Linux; None if it has none of this name, or elsewhere."""
+    """A function of the C library on Linux, whose error is `ctypes.get_errno`; None if it has none, or elsewhere."""
     if not sys.platform.startswith("linux"):
         return None
-    try:  # errors are in `ctypes.get_errno`
+    try:
         return getattr(ctypes.CDLL(None, use_errno=True), name)
     except (OSError, AttributeError):
         return None
@@ -114,9 +114,16 @@ class _LogStream:
 
     def write(self, text: str) -> None:
         if line := text.strip("\r\n "):
-            sys.stderr.write(f"{line}\n")
+            say(line)
 
     def flush(self) -> None:
+        pass
+
+
+def say(line: str) -> None:
+    """Print a line to standard error; where that is impossible (a full disk, a closed pipe), work goes on without."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
 
@@ -160,4 +167,5 @@ def bar(total: int | None, what: str, unit: str) -> Any:
 def log(line: str, *, always: bool = False) -> None:
     """Print a line to standard error without breaking an open progress bar; with `always`, in quiet runs as well."""
     if always or not _quiet:
-        tqdm.write(line, file=sys.stderr)
+        with contextlib.suppress(OSError):  # as `say`
+            tqdm.write(line, file=sys.stderr)

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrodistill.core.checksums import DamagedError, checked, open_arrow, seal, sealed_file, write_arrow
+from retrodistill.core.disk import reason_of
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, lock_file, locked, make_folder, os_reason
+from retrodistill.core.files import atomic_file, lock_file, locked, make_folder, remove_leftovers
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.runtime import log
 
@@ -86,9 +87,7 @@ class PartStore:
         """Lock the folder for a write (not for the computation before it)."""
         with locked(self._lock):
             if self._number < 0:
-                # Nobody else writes while the lock is held, so temporary files are leftovers of killed processes.
-                for leftover in self.folder.glob(f".part-*{self.ending}.*.part"):
-                    leftover.unlink(missing_ok=True)
+                remove_leftovers(self.folder)
                 self._number = len(self._paths())  # another process may use the same: names have more than a number
             yield
 
@@ -174,7 +173,7 @@ class PartStore:
             raise
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise UserError(f"cannot read {path}: {os_reason(error)}.") from error
+                raise UserError(f"cannot read {path}: {reason_of(error, path)}.") from error
             problem = f"it is cut short or altered ({str(error).splitlines()[0]})"
             raise DamagedError(path, problem, _ADVICE) from error
 

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from retrodistill.core.checksums import DamagedError, open_arrow, write_arrow
+from retrodistill.core.disk import reason_of
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, make_once, os_reason, read_json, write_json
+from retrodistill.core.files import cache_folder, digest, make_once, read_json, write_json
 from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.core.runtime import bar, log
 from retrodistill.data.collection import JUDGMENT_SCHEMA, Collection, Qrels, check_parts, full_text
@@ -177,7 +178,7 @@ def open_table(path: Path, seal: str | None = None) -> pa.Table:
     except FileNotFoundError as error:
         raise DamagedError(path, "it is missing", _advice(path.parent)) from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {os_reason(error)}; {_advice(path.parent)}.") from error
+        raise UserError(f"cannot read {path}: {reason_of(error, path)}; {_advice(path.parent)}.") from error
 
 
 def _advice(folder: Path) -> str:

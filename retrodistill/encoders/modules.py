@@ -1,10 +1,11 @@
-"""Modules of sentence-transformers models: recombine and cut them, digest what decides their output, take one exit."""
+"""Modules of sentence-transformers models: recombine, cut, and save them, digest what decides their output."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,6 +115,19 @@ def fast_tokenizer_of(module: Any) -> Tokenizer | None:
     own = getattr(module, "tokenizer", None)
     backend = getattr(own, "backend_tokenizer", own)
     return backend if isinstance(backend, Tokenizer) else None
+
+
+def save_pretrained(model: Any, folder: str | os.PathLike[str]) -> None:
+    """Save a model of any class of sentence-transformers, without a card.
+
+    A tokenizer remembers how the last texts were cut and padded and would save that, although each call sets both anew:
+    a model that has read texts would be saved in other bytes than one that has just been loaded.
+    """
+    for module in model.modules():
+        if (fast := getattr(getattr(module, "tokenizer", None), "backend_tokenizer", None)) is not None:
+            fast.no_truncation()
+            fast.no_padding()
+    model.save_pretrained(str(folder), create_model_card=False)
 
 
 def tokenizers_digest(modules: Iterable[Any]) -> str:

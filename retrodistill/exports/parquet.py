@@ -94,8 +94,6 @@ class ParquetStore(VectorStore):
             check_same(self.manifest(), self._manifest, str(self.folder), "choose another folder, or delete it first")
         else:
             self._write_manifest(state=_WRITING)
-        for leftover in self.folder.rglob(".*.part"):  # of an export that was killed; the lock keeps others out
-            leftover.unlink()
 
     def upload(self, batches: Iterable[Batch]) -> int:
         """As `VectorStore.upload`. Parts of an interrupted export are compared with the source, too."""

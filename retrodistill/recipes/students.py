@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors
+from retrodistill.core.files import atomic_folder, check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import barrier, is_main, log, release_freed_memory
 from retrodistill.encoders.contract import STUDENT_MANIFEST, searched_space
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.modules import save_pretrained
 from retrodistill.encoders.remote_code import code_of
 from retrodistill.evaluation.results import Role
 from retrodistill.recipes.pace import remember_pace
@@ -208,8 +209,8 @@ class _Training:
         if is_main():
             remember_pace(settings, stage, data, history)
             manifest = replace(self._manifests[name, number], about=record)
-            with atomic_folder(work) as temporary, disk_errors(), quiet_libraries():
-                model.save_pretrained(str(temporary), create_model_card=False)
+            with atomic_folder(work) as temporary, quiet_libraries():
+                save_pretrained(model, temporary)
                 manifest.with_files(temporary).write(temporary, STUDENT_MANIFEST)
             shutil.rmtree(checkpoints, ignore_errors=True)
         barrier()

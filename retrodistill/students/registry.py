@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import atomic_folder, check_replaceable, disk_errors, read_json, read_whole
+from retrodistill.core.files import atomic_folder, check_replaceable, read_json, read_whole
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import main_first
 from retrodistill.encoders.adapters import LoraShape, require_peft, training_adapters
@@ -23,6 +23,7 @@ from retrodistill.encoders.classic_names import write_classic_names
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import check_student, quiet_libraries
+from retrodistill.encoders.modules import save_pretrained
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.names import MODEL_KINDS
 from retrodistill.encoders.sparse import SparseTextEncoder
@@ -205,8 +206,8 @@ def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str])
     whose ``about.query_space`` names the document space that its queries search. One that is not writable or holds
     something else, and a full disk, are a UserError.
     """
-    with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, disk_errors(), quiet_libraries():
-        model.save_pretrained(str(temporary), create_model_card=False)
+    with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, quiet_libraries():
+        save_pretrained(model, temporary)
         write_classic_names(temporary)
         manifest.with_files(temporary).write(temporary, STUDENT_MANIFEST)
     return load_student(folder)

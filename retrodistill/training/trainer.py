@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from retrodistill.core.disk import writing
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, is_disk_error, make_folder
+from retrodistill.core.files import atomic_file, make_folder, read_json, write_json
 from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, processes, release_freed_memory
 from retrodistill.encoders.adapters import has_adapters
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.modules import save_pretrained
 from retrodistill.encoders.precision import fastest_precision
 from retrodistill.runs.agreement import labeled_ndcg, rank_agreement
 from retrodistill.runs.run import top_k
@@ -39,6 +41,7 @@ _CHECKPOINTS = 5  # per run
 _MONITORED = 10  # times per run
 _LOGGED = 50  # times per run
 _BEST = "best.safetensors"  # in a training's folder
+_HISTORY = "history.json"  # in a checkpoint: written last, so that one with this file is complete
 _ADAPTED = "adapted.safetensors"  # in a checkpoint: a model with adapters would save these only, without its heads
 _COLLAPSED = 0.98  # mean cosine of held-out queries
 _TOKENIZING = 4  # most processes that tokenize ahead of a GPU
@@ -75,6 +78,22 @@ class History:
     held_out: list[str] = field(default_factory=list)  # ids of real queries that were not trained on
     learned: dict[str, Any] = field(default_factory=dict)  # what it learned from, for the model card
     pace: Pace | None = None  # without the first step, which is slower; None for fewer than two steps
+
+    def measure(self, step: int, monitor: Monitor | None) -> None:
+        """Add what a monitor measures in the main process, unless that has measured the step."""
+        is_new = not self.monitors or self.monitors[-1]["step"] < step
+        if monitor is not None and is_main() and is_new:
+            self.monitors.append({"step": step, **monitor()})
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write the curves to a checkpoint, which is then complete."""
+        if is_main():
+            write_json(checkpoint / _HISTORY, {"losses": self.losses, "monitors": self.monitors})
+
+    def restore(self, checkpoint: Path) -> None:
+        """Read the curves of a complete checkpoint."""
+        kept = read_json(checkpoint / _HISTORY)
+        self.losses, self.monitors = kept["losses"], kept["monitors"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +167,6 @@ def train(
     Raises:
         UserError: Training diverged, or checkpoints cannot be written because the disk is full.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_model
     from transformers import PrinterCallback, ProgressCallback
 
@@ -167,16 +185,11 @@ def train(
     clock = _Clock()
     best = _Best(model, folder / _BEST, settings)
     trainer.add_callback(_watcher(history, monitor, what, clock))
-    trainer.add_callback(_keeper(best, history, what))  # after the monitor
     trainer.add_callback(objective_keeper(loss))
+    trainer.add_callback(_keeper(best, history, what))  # after the monitor; it completes a checkpoint
     try:
-        with quiet_libraries(), _threads_of_tokenizers(arguments.dataloader_num_workers):  # no bars of checkpoints
-            result = trainer.train(resume_from_checkpoint=_last_complete_checkpoint(folder))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not is_disk_error(error):
-            raise
-        reason = str(error).strip().splitlines()[0][:160]
-        raise UserError(f"cannot write checkpoints into {folder}: {reason}; free some space and go on.") from error
+        with writing(folder), quiet_libraries(), _threads_of_tokenizers(arguments.dataloader_num_workers):
+            result = trainer.train(resume_from_checkpoint=_last_complete_checkpoint(folder))  # without bars
     except UnpicklingError as error:  # torch reads checkpoints with weights_only
         reason = f"a checkpoint in {folder} holds something else than numbers, which is not read"
         raise UserError(f"{reason}; delete that folder to train from the start.") from error
@@ -299,7 +312,7 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
             if has_adapters(self.model):
                 save_model(self.model, str(make_folder(Path(folder)) / _ADAPTED))
             else:
-                self.model.save_pretrained(folder, create_model_card=False)
+                save_pretrained(self.model, folder)
 
         def _load_from_checkpoint(self, checkpoint_path: str, *given: Any) -> None:
             """Load what `_save` saved."""
@@ -372,8 +385,9 @@ def _last_complete_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint; incomplete ones are deleted, so that nothing resumes from them."""
     complete: list[tuple[int, Path]] = []
     for checkpoint in folder.glob("checkpoint-*"):
-        try:  # the trainer writes its state last
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        try:
+            for name in ("trainer_state.json", _HISTORY):
+                json.loads((checkpoint / name).read_text(encoding="utf-8"))
             complete.append((int(checkpoint.name.split("-")[1]), checkpoint))
         except (OSError, ValueError):
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -450,12 +464,13 @@ class _Best:
 
 
 def _keeper(best: _Best, history: History, what: str) -> Any:
-    """A callback that keeps the best student, and stops when there has been no better one for long."""
+    """A callback that keeps the best student and the history, and stops when none was better for long."""
     from transformers import TrainerCallback
 
     class Keeper(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self._see()
+            for measured in history.monitors:
+                best.see(measured)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             every = _interval(state.max_steps)
@@ -465,6 +480,9 @@ def _keeper(best: _Best, history: History, what: str) -> Any:
                     log(f"{what}: no better {best.measure} since step {best.step}; stopped at step {state.global_step}")
                     control.should_training_stop = True
 
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            history.keep(_checkpoint(args, state))
+
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self._see()
 
@@ -473,6 +491,10 @@ def _keeper(best: _Best, history: History, what: str) -> Any:
                 best.see(history.monitors[-1])
 
     return Keeper()
+
+
+def _checkpoint(arguments: Any, state: Any) -> Path:
+    return Path(arguments.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def _interval(steps: int) -> int:
@@ -489,9 +511,11 @@ def _watcher(history: History, monitor: Monitor | None, what: str, clock: _Clock
             self.every = _interval(state.max_steps)
             self.bar = bar(state.max_steps, what, "steps")
             self.bar.update(state.global_step)
-            history.losses = [_losses(entry) for entry in state.log_history if "loss" in entry]
             clock.start()
-            self._record(state.global_step)
+            if state.global_step:
+                history.restore(_checkpoint(args, state))
+            else:
+                self._record(state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             clock.passed("step")  # with the loading of its batch, which follows the previous step
@@ -514,9 +538,7 @@ def _watcher(history: History, monitor: Monitor | None, what: str, clock: _Clock
             self._record(state.global_step)
 
         def _record(self, step: int) -> None:
-            is_new = not history.monitors or history.monitors[-1]["step"] < step
-            if monitor is not None and is_main() and is_new:
-                history.monitors.append({"step": step, **monitor()})
+            history.measure(step, monitor)
             clock.passed("monitor")
 
     return Watcher()

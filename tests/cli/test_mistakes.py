@@ -294,7 +294,7 @@ class TestFullDisks:
 
         monkeypatch.setattr("retrodistill.data.load_collection", full)
         status, _, err = call("mine", "--collection", "demo", "--source", "bm25", "--out", "x.run")
-        assert (status, err) == (2, "error: cannot write /somewhere/file: no space left on device.\n")
+        assert (status, err) == (2, "error: cannot read or write /somewhere/file: no space left on device.\n")
 
     @pytest.mark.xdist_group("children")
     def test_a_real_limit_on_files(self, quick, tmp_path):

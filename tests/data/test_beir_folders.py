@@ -68,7 +68,7 @@ class TestLoading:
     def test_what_a_killed_process_left_is_cleared(self, make_folder, cache):
         load_folder(folder := make_folder())
         stored = next(cache.glob("collections/*/"))
-        left = stored.rename(stored.with_name(f".{stored.name}.1234abcd.part"))
+        left = stored.rename(stored.with_name(f".retrodistill-{stored.name}.part"))
         assert len(load_folder(folder).documents) == 3
         assert not left.exists()
 

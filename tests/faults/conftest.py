@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from jobs import Workshop
+from long import counted
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +25,9 @@ def workshop(tmp_path_factory, tiny_folder, tiny_model, tiny_cross_encoder, tiny
         "seq2seq": Path(tiny_seq2seq),
     }
     return Workshop(made, tiny_folder, models)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The figures, for docs/guides/reliability.md."""
+    for what, number in counted.items():
+        terminalreporter.write_line(f"{what}: {number}")

@@ -5,12 +5,15 @@ A job runs in a folder of its own, with relative paths, so that two runs of it c
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shlex
 import shutil
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import yaml
 from children import MAIN, Child
+from disk import Operation, arming, operations
 
 from retrodistill.core.files import read_json
 from retrodistill.evaluation.results import Results
@@ -26,7 +30,7 @@ from retrodistill.report.page import page_text
 
 # What may differ between two runs: the values of these keys of JSON files, and the seconds that a model card says. A
 # report shows more of the times; it must be the page of the results next to it.
-TIMES = ("created", "seconds", "build_seconds")
+TIMES = ("created", "seconds", "build_seconds", "checksum")
 _SECONDS = re.compile(rb"\b\d+(\.\d+)? (s|min)\b")
 STORES = ("part-*.parquet", "part-*.arrow")
 
@@ -214,6 +218,7 @@ class Workshop:
 
     def __init__(self, folder: Path, collection: Path, models: dict[str, Path]) -> None:
         self.inputs, self._done = folder / "inputs", folder / "done"
+        self._seconds: dict[str, float] = {}
         shutil.copytree(collection, self.inputs / "collection")
         for name, place in models.items():
             shutil.copytree(place, self.inputs / name)
@@ -226,9 +231,21 @@ class Workshop:
         folder = self._done / job.name
         if not folder.exists():
             self.fill(job, folder)
-            status, out, error = start(job, folder).wait(300)
+            started = time.monotonic()
+            status, out, error = start(job, folder, arming(folder, log=self._done / f"{job.name}.log")).wait(300)
             assert status == 0, f"{job.name}: exit status {status}\n{out}\n{error}"
+            self._seconds[job.name] = time.monotonic() - started
         return folder
+
+    def operations(self, job: Job) -> list[Operation]:
+        """What an uninterrupted run of the job changes on disk, in order."""
+        self.finished(job)
+        return operations(self._done / f"{job.name}.log")
+
+    def seconds(self, job: Job) -> float:
+        """How long an uninterrupted run of the job takes."""
+        self.finished(job)
+        return self._seconds[job.name]
 
     def fill(self, job: Job, folder: Path) -> Path:
         """Copy what the job reads into a new folder."""
@@ -251,15 +268,15 @@ def start(job: Job, folder: Path, before: str = "", environment: dict[str, str] 
 
 def differences(one: Path, other: Path, job: Job) -> list[str]:
     """Where what two runs of a job wrote differs, apart from times: their output, and the rows in their caches."""
-    files, rows = [[{name: _content(folder, name) for name in _files(folder, job)} for folder in (one, other)], []]
-    rows = [stored_rows(folder / "cache") for folder in (one, other)]
-    return [
-        f"{what}{name}: {'differs' + _where(*values) if all(values) else f'only in the {place} run'}"
-        for what, (a, b) in (("", files), ("rows of cache/", rows))
-        for name in sorted({*a, *b})
-        if (values := (a.get(name), b.get(name))) and values[0] != values[1]
-        for place in ["first" if values[0] else "second"]
-    ]
+    found = []
+    for what, read in (("", partial(_written, job=job)), ("rows of cache/", stored_rows)):
+        first, second = read(one), read(other)
+        for name in sorted({*first, *second}):
+            if name not in first or name not in second:
+                found.append(f"{what}{name}: only in the {'first' if name in first else 'second'} run")
+            elif first[name] != second[name]:
+                found.append(f"{what}{name}: {_difference(first[name], second[name])}")
+    return found
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -269,40 +286,39 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def stored_rows(cache: Path) -> dict[str, list[str]]:
-    """By store, its distinct rows, in an order of their own: parts have random names, and a merged one has all rows.
+def stored_rows(folder: Path) -> dict[str, list[str]]:
+    """By store of a job's cache, its distinct rows: parts have random names, and a merged part has the rows of many.
 
-    A store's folder counts without its parts; every other file of the cache counts as a row with its content. Rates
-    are times, and locks are empty.
+    Any other file is one row with its content. Rates are times, and locks are empty.
     """
-    rows: dict[str, list[str]] = {}
+    cache, rows = folder / "cache", {}
     for path in sorted(cache.rglob("*")):
-        name = path.relative_to(cache).as_posix()
-        if path.is_dir() or name == "rates.json" or path.suffix == ".lock":
+        if path.is_dir() or path.name == "rates.json" or path.suffix == ".lock":
             continue
         if any(path.match(pattern) for pattern in STORES):
             read = pq.read_table(path) if path.suffix == ".parquet" else pa.ipc.open_file(str(path)).read_all()
-            rows.setdefault(path.parent.relative_to(cache).as_posix(), []).extend(map(repr, read.to_pylist()))
+            rows.setdefault(path.parent, set()).update(map(repr, read.to_pylist()))
         else:
-            rows[name] = [repr(_content(cache, name))]
-    return {name: sorted(set(of_store)) for name, of_store in rows.items()}
+            rows[path] = {repr(_content(folder, path))}
+    return {path.relative_to(cache).as_posix(): sorted(of_store) for path, of_store in rows.items()}
 
 
-def _files(folder: Path, job: Job) -> list[str]:
+def _written(folder: Path, job: Job) -> dict[str, str | bytes]:
+    """The content of each file that a job wrote, by name."""
     places = [folder / name for name in job.writes]
     files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
-    return [path.relative_to(folder).as_posix() for path in files if path.suffix != ".lock"]
+    return {path.relative_to(folder).as_posix(): _content(folder, path) for path in files if path.suffix != ".lock"}
 
 
-def _content(folder: Path, name: str) -> Any:
-    """What must be equal of a file: its bytes, or what is left of them without times; its folder has one name."""
-    content = (folder / name).read_bytes().replace(os.fsencode(folder), b"FOLDER")
-    if name.endswith(".json"):
-        return _timeless(json.loads(content))
-    if name.endswith("report.html"):
-        results = Results.from_json(read_json((folder / name).with_name("results.json")))
-        return "the page of the results" if content.decode() == page_text(results) else content
-    return _SECONDS.sub(b"0 s", content) if name.endswith("README.md") else content
+def _content(folder: Path, path: Path) -> str | bytes:
+    """What must be equal of a file: its bytes, or what is left of them without times; the job's folder has one name."""
+    content = path.read_bytes().replace(os.fsencode(folder), b"FOLDER")
+    if path.suffix == ".json":
+        return json.dumps(_timeless(json.loads(content)), indent=1)
+    if path.name == "report.html":
+        page = page_text(Results.from_json(read_json(path.with_name("results.json"))))
+        return "the page of the results" if path.read_text() == page else content
+    return _SECONDS.sub(b"0 s", content) if path.name == "README.md" else content
 
 
 def _timeless(value: Any) -> Any:
@@ -311,19 +327,11 @@ def _timeless(value: Any) -> Any:
     return [_timeless(part) for part in value] if isinstance(value, list) else value
 
 
-def _where(one: Any, other: Any, place: str = "") -> str:
-    """The first place where two values of JSON files differ, with both; '' for other values."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return next(
-            _where(one.get(k), other.get(k), f"{place}/{k}") for k in {**one, **other} if one.get(k) != other.get(k)
-        )
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return next(
-            _where(*pair, f"{place}/{row}")
-            for row, pair in enumerate(zip(one, other, strict=True))
-            if pair[0] != pair[1]
-        )
-    return f" at {place}: {str(one)[:80]} and {str(other)[:80]}" if place else ""
+def _difference(one: Any, other: Any) -> str:
+    """The first lines or rows that differ."""
+    lines = [value.splitlines() if hasattr(value, "splitlines") else value for value in (one, other)]
+    pairs = itertools.zip_longest(*lines, fillvalue="nothing")
+    return next(f"{str(a)[:120].strip()} and {str(b)[:120].strip()}" for a, b in pairs if a != b)
 
 
 def _recipe(name: str) -> dict[str, object]:

@@ -63,11 +63,11 @@ class TestFailing:
         model = dense_student(tiny_model)
         monkeypatch.setattr(type(model), "save_pretrained", full)
         with pytest.raises(
-            UserError, match=r"^cannot write .*student: .*No space left .*; nothing half-written was left there\.$"
+            UserError, match=r"^cannot write .*student: no space left on device; nothing half-written was left there\.$"
         ):
             save_student(model, MANIFEST, saved)
         assert load_student(saved).model[0].auto_model.config.num_hidden_layers == 1
-        assert not list(saved.parent.glob(".student*"))
+        assert not list(saved.parent.glob(".*student*"))
 
     def test_another_failure_is_not_called_a_full_disk(self, tiny_model, saved, monkeypatch):
         def broken(*_, **__):

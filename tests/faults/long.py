@@ -1,0 +1,16 @@
+"""How long the long part of these tests is, and what it counted."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+MOMENTS = int(os.environ.get("FAULTS_MOMENTS", "10"))
+SEED = int(os.environ.get("FAULTS_SEED", "0"))
+
+counted: Counter[str] = Counter()
+
+
+def record(what: str, number: int = 1) -> None:
+    """Count something for the figures that a run of these tests ends with."""
+    counted[what] += number
