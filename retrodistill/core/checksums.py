@@ -66,6 +66,14 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
     return PREFIX + state.hexdigest()
 
 
+def files_of(folder: Path) -> dict[str, str]:
+    """By name, the checksums of all files below a folder, except hidden ones, and read-mes, which people edit."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "README.md")
+    names = [file.relative_to(folder) for file in files]
+    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return {name.as_posix(): file_checksum(folder / name) for name in names}
+
+
 def check_files(folder: Path, checksums: Mapping[str, str], advice: str) -> None:
     """Check files of a folder, by their names in it, against their `file_checksum`; blake2b was that of version 0.1.0.
 

@@ -20,9 +20,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import filelock
+import numpy as np
 import platformdirs
 
-from retrodistill.core.checksums import PREFIX, DamagedError, checksum
+from retrodistill.core.checksums import (
+    PREFIX,
+    DamagedError,
+    check_files,
+    checksum,
+    files_of,
+    seal,
+    sealed_file,
+)
 from retrodistill.core.disk import reason_of, writing
 from retrodistill.core.errors import UserError
 from retrodistill.core.links import refuse_links_of_others
@@ -35,7 +44,8 @@ except ModuleNotFoundError:  # Windows
 
 Value = TypeVar("Value")
 
-_CHECKSUM = "checksum"  # last key of a JSON object that is written
+CHECKSUMS = "checksums.json"  # of the other files of a folder
+CHECKSUM = "checksum"  # last key of a JSON object that is written
 _BLOCK = 4096  # texts that are fingerprinted at once
 _MARK, _ENDING, _OLD = ".retrodistill-", ".part", ".old"  # of temporary names; the last one of a folder being replaced
 _SYNCED = 8  # files whose way to the disk is waited for at once
@@ -331,6 +341,51 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
                 make(temporary)
 
 
+def open_once(folder: Path, make: Callable[[Path], None], read: Callable[[], Value]) -> Value:
+    """Read a folder of the cache, which `make` writes if it does not exist, or if `read` finds it damaged."""
+    make_once(folder, make)
+    try:
+        return read()
+    except DamagedError as error:
+        try:
+            shutil.rmtree(folder)
+        except OSError:
+            raise error from None
+        log(f"{error} It is made again.", always=True)
+    make_once(folder, make)
+    return read()
+
+
+def cached_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array in a file, which `make` computes if the file is missing or damaged. The file's name says what it is."""
+    owner = path.stem
+    try:
+        loaded: np.ndarray = np.load(sealed_file(path, owner=owner, advice="it is made again"), allow_pickle=False)
+        return loaded
+    except FileNotFoundError:
+        pass
+    except (DamagedError, ValueError, EOFError, MemoryError) as error:
+        log(str(error) if isinstance(error, DamagedError) else f"{path} is damaged; it is made again", always=True)
+    array = make()
+    with atomic_file(path) as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+        seal(temporary, owner=owner)
+    return array
+
+
+def write_checksums(folder: Path, *, but: str | None = None) -> None:
+    """Write checksums of a folder's files, but of names that begin so, into one more; see `check_checksums`."""
+    checksums = files_of(folder)
+    write_json(folder / CHECKSUMS, {name: checksums[name] for name in checksums if not (but and name.startswith(but))})
+
+
+def check_checksums(folder: Path, advice: str) -> None:
+    """Check a folder's files, unless it has no checksums, as in earlier versions; as `checksums.check_files`."""
+    if (folder / CHECKSUMS).is_file():
+        check_files(folder, read_json(folder / CHECKSUMS), advice)
+
+
 def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     """Check that a folder is absent, empty, or holds an older artifact, which alone contains a file named `mark`."""
     folder = Path(path).expanduser()
@@ -405,7 +460,8 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON, atomically; an object with a checksum of its content. NaN raises ValueError."""
     text = json_text(value, indent=2)
     if isinstance(value, dict):
-        text = json_text({**value, _CHECKSUM: _json_checksum(json.loads(text))}, indent=2)
+        content = {key: part for key, part in json.loads(text).items() if key != CHECKSUM}
+        text = json_text({**content, CHECKSUM: _json_checksum(content)}, indent=2)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -431,10 +487,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"cannot read {path}: {reason_of(error, Path(path).parent)}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); it may be cut short: delete it and make it again.") from error
-    if isinstance(content, dict) and str(content.get(_CHECKSUM)).startswith(PREFIX):
-        wanted = content.pop(_CHECKSUM)
+    if isinstance(content, dict) and str(content.get(CHECKSUM)).startswith(PREFIX):
+        wanted = content.pop(CHECKSUM)
         if wanted != _json_checksum(content):
-            advice = f"make it again, or, if you changed it on purpose, delete {_CHECKSUM!r} in it"
+            advice = f"make it again, or, if you changed it on purpose, delete {CHECKSUM!r} in it"
             raise DamagedError(path, "it is altered (checksum)", advice)
     return content
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from retrodistill.core.checksums import check_files, file_checksum
+from retrodistill.core.checksums import check_files, files_of
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest, read_json, write_json
 from retrodistill.core.formats import check_stamp, stamp
@@ -65,12 +65,8 @@ class Manifest:
             raise UserError(f"{path} is not a retrodistill manifest: it {problem}.") from error
 
     def with_files(self, folder: str | os.PathLike[str]) -> Manifest:
-        """The same with checksums of all files below a folder, except hidden ones, and read-mes, which people edit."""
-        place = Path(folder).expanduser()
-        files = (file for file in sorted(place.rglob("*")) if file.is_file() and file.name != "README.md")
-        names = [file.relative_to(place) for file in files]
-        names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-        return replace(self, files={name.as_posix(): file_checksum(place / name) for name in names})
+        """The same with the checksums of a folder's files, as `files_of`."""
+        return replace(self, files=files_of(Path(folder).expanduser()))
 
     def check_files(self, folder: str | os.PathLike[str], advice: str) -> None:
         """As `checksums.check_files`, for the files of the manifest; those that were added later are not looked at."""

@@ -12,13 +12,13 @@ import regex
 
 from retrodistill.core.checksums import checked, write_arrow
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, make_folder
+from retrodistill.core.files import cache_folder, digest, make_folder, open_once
 from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection, full_text
 from retrodistill.data.languages import UNSPACED
 from retrodistill.data.parents import Parents, PassageSettings, passage_id
 from retrodistill.data.sentences import sentences
-from retrodistill.data.stored import DOCUMENT_SCHEMA, LAZY, open_once, open_table
+from retrodistill.data.stored import DOCUMENT_SCHEMA, LAZY, open_table
 from retrodistill.data.texts import Texts, row_batches
 
 FORMAT = 2  # part of the cache's key: raise it when documents are cut in another way

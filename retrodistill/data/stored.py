@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
 from retrodistill.core.checksums import DamagedError, open_arrow, write_arrow
 from retrodistill.core.disk import reason_of
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, make_once, read_json, write_json
+from retrodistill.core.files import cache_folder, digest, open_once, read_json, write_json
 from retrodistill.core.formats import check_stamp, stamp
-from retrodistill.core.runtime import bar, log
+from retrodistill.core.runtime import bar
 from retrodistill.data.collection import JUDGMENT_SCHEMA, Collection, Qrels, check_parts, full_text
 from retrodistill.data.fields import FieldWriter
 from retrodistill.data.records import Document, Query, Source
 from retrodistill.data.texts import SCHEMA as TEXT_SCHEMA
 from retrodistill.data.texts import Texts, duplicates, row_batches
 
-T = TypeVar("T")
 # Part of every cache key. Raise it when the layout of the files or the checks change, so that they are made again.
 FORMAT = 6
 _DOCUMENTS_FILE, _QUERIES_FILE, _FIELDS_FILE = "documents.arrow", "queries.arrow", "fields.arrow"
@@ -91,21 +89,6 @@ def write(folder: Path, source: Source) -> None:
             "warnings": [*source.warnings, *warnings, *field_warnings, *repeated],
         },
     )
-
-
-def open_once(folder: Path, make: Callable[[Path], None], read: Callable[[], T]) -> T:
-    """Read a folder of the cache, which `make` writes if it does not exist, or if reading finds it damaged."""
-    make_once(folder, make)
-    try:
-        return read()
-    except DamagedError as error:
-        try:
-            shutil.rmtree(folder)
-        except OSError:
-            raise error from None
-        log(f"{error} It is made again.", always=True)
-    make_once(folder, make)
-    return read()
 
 
 def open_stored(folder: Path, name: str) -> Collection:

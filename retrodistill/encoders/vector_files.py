@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
+from retrodistill.core.checksums import check_files
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest, read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
@@ -229,6 +230,7 @@ class About(Settings):
         if not (folder / FILE_NAME).is_file():
             return cls()
         manifest = Manifest.read(folder)
+        check_files(folder, manifest.about.get("checksums", {}), "export again")
         if manifest.settings.get("kind") != "dense":
             raise UserError(f"{folder} has {manifest.settings.get('kind')} vectors; 'vectors:' reads dense ones.")
         space = manifest.about["space"]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import CHECKSUM
 from retrodistill.core.formats import check_stamp, stamp, without_stamp
 
 Role = Literal["baseline", "teacher", "control", "student"]
@@ -256,6 +257,7 @@ class Results(Record):
         """Read the dictionary of a results.json; a UserError names the key that is missing, unknown, or invalid."""
         if not isinstance(content, dict):
             raise UserError(f"results.json should hold one object, not {type(content).__name__}; is it another file?")
+        content = {key: value for key, value in content.items() if key != CHECKSUM}  # read by others than `read_json`
         try:
             check_stamp(content, "results", "results.json")
             return cls.model_validate(without_stamp(content), strict=True)

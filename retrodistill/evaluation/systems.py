@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from retrodistill.core.checksums import DamagedError, check_files, file_checksum, seal, sealed_file
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, atomic_folder, file_digest, make_folder, read_json
+from retrodistill.core.files import atomic_file, atomic_folder, make_folder, read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.names import is_file_name
+from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -27,6 +29,7 @@ from retrodistill.runs.run import Run
 
 PER_QUERY = "per-query.parquet"
 PLACE = "{collection}"  # in the name of a run or an index: replaced by the name of each collection
+_ADVICE = "evaluate again"
 _KEPT = {"bytes_per_document", "cost", "documents_by", "queries_by"}  # columns of a system's row, in its folder
 _SPLITS = {"msmarco": "dev"}  # its test split is TREC's Deep Learning track of 2019; BEIR's table uses dev
 _SEARCHED = {"documents": "whole documents", "passages": "passages"}
@@ -201,10 +204,10 @@ class Folder:
         row = measured.row
         file = save_run(measured.load_run(), self.path / "runs" / slug(row.name))
         kept = row.model_dump(mode="json", by_alias=True, include=_KEPT)
-        about = {"run": file.name, "checksum": file_digest(file), **kept, "note": measured.note}
+        about = {"run": file.name, "checksum": file_checksum(file), **kept, "note": measured.note}
         with atomic_folder(self._place(row.name)) as temporary:
             if measured.per_query is not None:
-                pq.write_table(measured.per_query, temporary / PER_QUERY)
+                _write_values(measured.per_query, temporary / PER_QUERY)
             self._manifest(row.name, fingerprint or "unknown", about).write(temporary, FILE_NAME)
         return replace(measured, run=file)
 
@@ -224,9 +227,14 @@ class Folder:
         """The content of a system's folder; None if its run is missing or was changed."""
         about = Manifest.read(place).about
         run = self.path / "runs" / about["run"]
-        if not is_file_name(about["run"]) or not run.is_file() or file_digest(run) != about["checksum"]:
+        if not is_file_name(about["run"]):
             return None
-        table = pq.read_table(place / PER_QUERY) if (place / PER_QUERY).is_file() else None
+        try:
+            check_files(run.parent, {run.name: about["checksum"]}, _ADVICE)
+            table = _read_values(place / PER_QUERY) if (place / PER_QUERY).is_file() else None
+        except DamagedError as error:
+            log(f"{error} It is measured again.", always=True)
+            return None
         kept = {key: about[key] for key in _KEPT - {"cost"} if key in about}
         cost = None if about["cost"] is None else Cost.model_validate(about["cost"])
         return Measured.of(run, table, cost, about.get("note", ""), name=name, role="baseline", **kept)
@@ -254,7 +262,21 @@ def write_per_query(measured: Sequence[Measured], folder: Path) -> None:
         return
     rows = [table.add_column(0, "system", pa.array([name] * len(table))) for name, table in tables.items()]
     with atomic_file(path) as temporary:
-        pq.write_table(pa.concat_tables(rows), temporary)
+        _write_values(pa.concat_tables(rows), temporary)
+
+
+def _write_values(table: pa.Table, file: Path) -> None:
+    pq.write_table(table, file)
+    seal(file)
+
+
+def _read_values(file: Path) -> pa.Table:
+    """A table of values by query; a damaged file is a DamagedError."""
+    try:
+        return pq.read_table(sealed_file(file, advice=_ADVICE))
+    except (OSError, pa.ArrowException) as error:
+        problem = f"it is not a complete Parquet file ({str(error).splitlines()[0]})"
+        raise DamagedError(file, problem, _ADVICE) from error
 
 
 def check_file_names(names: Iterable[str]) -> None:
@@ -280,7 +302,18 @@ def run_file(folder: Path, name: str) -> Path:
     """The run of a system in an evaluated folder; the file that should exist, if none does."""
     names = [f"{stem}{ending}" for stem in (slug(name), name) for ending in (".run", ".parquet")]
     runs = [folder / "runs" / file for file in names]
-    return next((file for file in runs if file.is_file()), runs[0])
+    found = next((file for file in runs if file.is_file()), runs[0])
+    _check_listed(folder, f"runs/{found.name}")
+    if (folder / "systems" / slug(name) / FILE_NAME).is_file():
+        about = Manifest.read(folder / "systems" / slug(name)).about
+        check_files(found.parent, {about["run"]: about["checksum"]}, _ADVICE)
+    return found
+
+
+def _check_listed(folder: Path, name: str) -> None:
+    """Check a file of a job against the job's manifest, if that knows its checksum."""
+    files = Manifest.read(folder).files if (folder / FILE_NAME).is_file() else {}
+    check_files(folder, {name: files[name]} if name in files else {}, "run the job again")
 
 
 def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
@@ -289,15 +322,12 @@ def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
     A missing or invalid file is a UserError, which lists the evaluated folders below, if there are any.
     """
     path = Path(folder).expanduser() / PER_QUERY
+    _check_listed(path.parent, PER_QUERY)
     if not path.is_file():
         below = sorted(str(file.parent) for file in Path(folder).glob(f"*/{PER_QUERY}"))
         hint = f"; choose one of its collections: {', '.join(below)}" if below else ""
         raise UserError(f"no {PER_QUERY} in {folder}{hint}.")
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a complete Parquet file ({reason}); evaluate again.") from error
+    table = _read_values(path)
     if not {"system", "query_id"} <= set(table.column_names):
         raise UserError(f"{path} has the columns {', '.join(table.column_names)}; wanted system, query_id, measures.")
     names = list(dict.fromkeys(table["system"].to_pylist()))

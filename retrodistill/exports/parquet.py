@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from scipy.sparse import csr_array
 
+from retrodistill.core.checksums import check_files, file_checksum
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, check_replaceable, exclusive, file_digest
+from retrodistill.core.files import atomic_file, check_replaceable, exclusive
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.data.filters import Filter, mask_of
 from retrodistill.encoders.multi_vector import Tokens
@@ -62,6 +63,7 @@ class ParquetStore(VectorStore):
     def __init__(self, folder: Path, settings: ParquetSettings | None = None) -> None:
         self.folder, self.settings = folder, settings or ParquetSettings()
         self._lock = contextlib.ExitStack()
+        self._verified: set[str] = set()  # parts whose checksum was right
 
     @classmethod
     def open(cls, place: str, settings: ParquetSettings | None = None, *, create: bool = False) -> ParquetStore:
@@ -113,9 +115,9 @@ class ParquetStore(VectorStore):
             tokens = list(self._spec.vocabulary)
             table = pa.table({"index": np.arange(len(tokens), dtype=np.int32), "token": tokens})
             _write_part(self.folder / _VOCABULARY, table)
-        parts = self._parts()
+        parts = sorted((self.folder / _PARTS).glob("*.parquet"))
         files = [*parts, *self.folder.glob(_VOCABULARY)]
-        checksums = {file.relative_to(self.folder).as_posix(): file_digest(file) for file in files}
+        checksums = {file.relative_to(self.folder).as_posix(): file_checksum(file) for file in files}
         self._write_manifest(state=_COMPLETE, parts=len(parts), checksums=checksums)
         return {"folder": str(self.folder), "parts": len(parts), "bytes": sum(file.stat().st_size for file in files)}
 
@@ -147,8 +149,18 @@ class ParquetStore(VectorStore):
         """Let others write to the folder."""
         self._lock.close()
 
-    def _parts(self) -> list[Path]:
-        return sorted((self.folder / _PARTS).glob("*.parquet"))
+    def _parts(self) -> Iterator[Path]:
+        """The parts: of a complete export, those that the manifest lists, each verified when it is first read."""
+        checksums = self.manifest().about.get("checksums")
+        if checksums is None:
+            yield from sorted((self.folder / _PARTS).glob("*.parquet"))
+            return
+        for name, checksum in checksums.items():
+            if name.startswith(f"{_PARTS}/"):
+                if name not in self._verified:
+                    check_files(self.folder, {name: checksum}, "export again")
+                    self._verified.add(name)
+                yield self.folder / name
 
     def _write_manifest(self, **about: Any) -> None:
         replace(self._manifest, about={**self._manifest.about, **about}).write(self.folder)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from retrodistill.core.checksums import checked, open_arrow, write_arrow
+from retrodistill.core.checksums import DamagedError, checked, open_arrow, write_arrow
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.data.collection import Collection
 from retrodistill.data.fields import fields_table, type_name
@@ -168,4 +168,8 @@ def write_columns(table: pa.Table, folder: Path) -> str:
 
 def read_columns(folder: Path, seal: str | None) -> pa.Table:
     """The file of columns, memory-mapped, which has this seal if it has one; give what is read of it to `checked`."""
-    return open_arrow(folder / COLUMNS_FILE, advice="build the index again", expected=seal, is_own=False)
+    path, advice = folder / COLUMNS_FILE, "build the index again"
+    try:
+        return open_arrow(path, advice=advice, expected=seal, is_own=False)
+    except FileNotFoundError as error:
+        raise DamagedError(path, "it is missing", advice) from error

@@ -10,11 +10,13 @@ import numpy as np
 
 from retrodistill.core.arrays import read_array
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import atomic_file, make_folder
+from retrodistill.core.files import CHECKSUMS, atomic_file, check_checksums, make_folder, write_checksums
+from retrodistill.core.runtime import log
 from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.codecs import Codec, load_codec, save_codec
 from retrodistill.indexes.int8 import Int8Tokens, limits_of, to_int8
 
+_ADVICE = "its vectors are encoded again"
 CODES_FILE = "tokens.bin"
 _BOUNDS_FILE = "tokens.bounds.npy"
 _ROUNDED_FILE, _LIMITS_FILE = "tokens.int8.bin", "tokens.int8.npy"  # of a codec that keeps rounded vectors
@@ -177,6 +179,7 @@ class TokenStore:
     def finished(cls, folder: Path, documents: int) -> TokenStore | None:
         """The store that a `TokenWriter` finished in a folder, which is only read; None if it has to be written."""
         try:
+            check_checksums(folder, _ADVICE)
             store = cls.load(folder)
         except (UserError, ValueError):  # not there, cut short, or being written
             return None
@@ -194,6 +197,13 @@ class TokenWriter:
 
     def __init__(self, folder: Path, fit: Callable[[], Codec]) -> None:
         self.folder = make_folder(folder)
+        if (folder / CHECKSUMS).is_file():  # it was finished, and something is wrong with it
+            try:
+                check_checksums(folder, _ADVICE)
+            except UserError as error:
+                log(str(error), always=True)
+                (folder / _LENGTHS_FILE).unlink(missing_ok=True)
+            (folder / CHECKSUMS).unlink()
         if not (folder / _LENGTHS_FILE).is_file():  # written last: without it the other files may be incomplete
             save_codec(fit(), folder)
             (folder / CODES_FILE).write_bytes(b"")
@@ -220,6 +230,7 @@ class TokenWriter:
         if self.codec.keeps_rounded and store.rounded is None:
             store.save_rounded(self.folder)
             store = TokenStore.load(self.folder)
+        write_checksums(self.folder)
         return store
 
     def _recover(self) -> int:

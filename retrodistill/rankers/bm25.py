@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csc_array, csr_array, vstack
 
-from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, make_once
+from retrodistill.core.checksums import DamagedError
+from retrodistill.core.files import cache_folder, check_checksums, digest, open_once, write_checksums
 from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -96,13 +96,17 @@ class BM25:
             index.vocab_dict, index.scores = _indexed(self.documents, self._analyze)
             index.nonoccurrence_array = None  # this formula has none
             index.save(temporary, show_progress=False)
+            write_checksums(temporary)
 
-        make_once(folder, make)
-        try:
-            return library.BM25.load(folder, mmap=True)
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            reason = f"is damaged ({str(error).splitlines()[0]})"
-            raise UserError(f"BM25 index {folder} {reason}; delete this folder and it is built again.") from error
+        def read() -> bm25s.BM25:
+            check_checksums(folder, advice)
+            try:
+                return library.BM25.load(folder, mmap=True)
+            except (OSError, ValueError, KeyError, EOFError) as error:
+                raise DamagedError(folder, str(error).splitlines()[0], advice) from error
+
+        advice = "delete this folder and it is built again"
+        return open_once(folder, make, read)
 
 
 class BM25Ranker(Ranker):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from retrodistill.core.checksums import file_checksum
 from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import is_main, main_first, release_freed_memory
@@ -17,7 +18,7 @@ from retrodistill.core.spending import LEDGER, Spending, spend
 from retrodistill.encoders.contract import encode_with
 from retrodistill.evaluation.evaluating import evaluate_systems
 from retrodistill.evaluation.results import Results
-from retrodistill.evaluation.systems import write_per_query
+from retrodistill.evaluation.systems import PER_QUERY, write_per_query
 from retrodistill.recipes import systems
 from retrodistill.recipes.against_bm25 import labeled_warnings
 from retrodistill.recipes.cards import write_cards
@@ -93,14 +94,16 @@ def _run(job: Job, seconds: dict[str, float], command: str, spending: Spending) 
     with timed(seconds, "evaluate"):
         job.notes[:0] = labeled_warnings(job, trained.values(), compared)
         measured = evaluate_systems(compared, job.task, job.evaluation)
-    for name, system in measured.items():
-        save_run(system.load_run(), job.out / "runs" / name)
+    written = [save_run(system.load_run(), job.out / "runs" / name) for name, system in measured.items()]
     write_per_query(list(measured.values()), job.out)
     results = job_results(job, measured, list(trained.values()), curves, seconds, command)
     results = results.model_copy(update={"spending": spending.to_json()})
     write_json(job.out / "results.json", results.to_json())
     write_page(results, job.out / "report.html")
-    Manifest("job", {"collection": job.collection.fingerprint}, settings.model_dump(mode="json")).write(job.out)
+    written += [file for file in (job.out / PER_QUERY,) if file.is_file()]
+    files = {file.relative_to(job.out).as_posix(): file_checksum(file) for file in written}
+    inputs = {"collection": job.collection.fingerprint}
+    Manifest("job", inputs, settings.model_dump(mode="json"), files=files).write(job.out)
     write_cards(job, trained.values(), results)
     remember_measuring(job, time.perf_counter() - started)
     shutil.rmtree(work_folder(job.training_data), ignore_errors=True)

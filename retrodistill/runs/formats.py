@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retrodistill.core.checksums import DamagedError, map_sealed, seal
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file
 from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.data.tables import read_lines
 from retrodistill.runs.run import Run, id_codes
 
+_ADVICE = "make it again"
 _STAMP = b"retrodistill"  # our key in the metadata of a Parquet file
 
 _TREC_ENDINGS = (".run", ".trec", ".txt", ".tsv")
@@ -34,7 +36,9 @@ class _Format(NamedTuple):
     write: Callable[[Run, Path, bool], None]  # run, file, whether to compress
 
 
-def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_empty: bool = False) -> Run:
+def read_run(
+    path: str | os.PathLike[str], name: str | None = None, *, may_be_empty: bool = False, owner: str = ""
+) -> Run:
     """Read a run file: TREC (.run, .trec, .txt, .tsv) or JSONL (.jsonl), both optionally as .gz, or Parquet (.parquet).
 
     TREC's rank column is ignored: scores determine the order, with ties by ascending document id.
@@ -43,6 +47,7 @@ def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_em
         path: The file.
         name: Name of the run; by default the name in the file, else the file's name.
         may_be_empty: Accept a file without rows, such as the results of a system that found nothing.
+        owner: Of a Parquet file, as in `write_run`.
 
     Raises:
         UserError: The file is missing, malformed (the message names the line) or empty, has an unknown extension, or
@@ -53,6 +58,8 @@ def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_em
         raise UserError(f"no run file {path}; give a .run, .trec, .parquet or .jsonl file.")
     form = _format_of(path)
     try:
+        if path.suffix == ".parquet":
+            map_sealed(path, owner=owner, advice=_ADVICE).verify()
         run = form.read(path, name)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
@@ -64,8 +71,11 @@ def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_em
     return run
 
 
-def write_run(run: Run, path: str | os.PathLike[str]) -> None:
+def write_run(run: Run, path: str | os.PathLike[str], *, owner: str = "") -> None:
     """Write a run in rank order and in the format of the file's extension, atomically.
+
+    A Parquet file has checksums, which readers verify; with an `owner`, such as a key of what the run was made from,
+    only those that give the same.
 
     TREC and JSONL store scores exactly (the shortest text that reads back as the same number). An unknown extension, an
     id with a space in TREC, or a folder that is not writable is a `UserError`.
@@ -74,6 +84,8 @@ def write_run(run: Run, path: str | os.PathLike[str]) -> None:
     form = _format_of(path)
     with atomic_file(path) as temporary:
         form.write(run.ranked(), temporary, path.suffix == ".gz")
+        if path.suffix == ".parquet":
+            seal(temporary, owner=owner)
 
 
 def save_run(run: Run, stem: Path) -> Path:
@@ -142,7 +154,8 @@ def _read_parquet(path: Path, name: str | None) -> Run:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not a whole Parquet file ({str(error).splitlines()[0]}); make it again.") from error
+        problem = f"it is not a whole Parquet file ({str(error).splitlines()[0]})"
+        raise DamagedError(path, problem, _ADVICE) from error
     about = table.schema.metadata or {}
     if _STAMP in about:
         check_stamp(json.loads(about[_STAMP]), "run", path)

@@ -25,9 +25,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, Metaspace
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.trainers import BpeTrainer
 
-from retrodistill.core.arrays import read_array
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import atomic_file, cache_folder, digest
+from retrodistill.core.files import cache_folder, cached_array, digest
 from retrodistill.core.runtime import bar
 from retrodistill.data.conversations import with_rewrites
 from retrodistill.data.parallel import Parallel
@@ -203,12 +202,10 @@ def inverse_document_frequencies(tokenizer: Tokenizer, corpus: Texts, block: int
 
 def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
     """(vocabulary, d) of each token between the special tokens, through the teacher; kept in the cache."""
-    path = _table_file(teacher, tokenizer)
-    if not path.exists():
-        rows = _encode_tokens(teacher, [[token] for token in range(tokenizer.get_vocab_size())])
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.save(file, rows)
-    return read_array(path)
+    return cached_array(
+        _table_file(teacher, tokenizer),
+        lambda: _encode_tokens(teacher, [[token] for token in range(tokenizer.get_vocab_size())]),
+    )
 
 
 def _table_file(teacher: Encoder, tokenizer: Tokenizer) -> Path:

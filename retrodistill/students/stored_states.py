@@ -18,9 +18,9 @@ import torch
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from retrodistill.core.arrays import read_array
+from retrodistill.core.checksums import DamagedError, checked, map_sealed, seal, sealed_file
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, make_once, texts_digest
+from retrodistill.core.files import cache_folder, digest, open_once, texts_digest
 from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory, release_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -70,7 +70,8 @@ class States:
     def gather(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """(sum of lengths, d) float32 states of the texts at (m,) rows, concatenated, and (m,) int64 lengths."""
         places = self.places[rows]
-        joined = np.concatenate([self.vectors[:0], *(self.vectors[start : start + count] for start, count in places)])
+        of_texts = (checked(self.vectors[start : start + count]) for start, count in places)
+        joined = np.concatenate([self.vectors[:0], *of_texts])
         return torch.from_numpy(joined).to(device).float(), torch.from_numpy(places[:, 1].copy()).to(device)
 
     def padded(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -103,14 +104,24 @@ def cached_states(
         bytes_of = [len(text.encode()) for text in texts]
         batches = current_encoding().batches(bytes_of, longest, tokens_per_pass(device))
         _write(texts, batches, read, temporary, what, dtype)
+        seal(temporary / _PLACES, owner=key)
+        seal(temporary / _STATES, owner=key, lazy=[(0, (temporary / _STATES).stat().st_size)])
         release_freed_memory()
 
-    make_once(folder, make)
-    places, file = read_array(folder / _PLACES), folder / _STATES
+    return open_once(folder, make, lambda: _opened(folder, dtype))
+
+
+def _opened(folder: Path, dtype: np.dtype) -> States:
+    advice = f"delete the folder {folder} of the cache, and it is made again"
+    try:
+        places = np.load(sealed_file(folder / _PLACES, owner=folder.name, advice=advice), allow_pickle=False)
+        states = map_sealed(folder / _STATES, owner=folder.name, advice=advice).lazily().content
+    except FileNotFoundError as error:
+        raise DamagedError(Path(error.filename or folder), "it is missing", advice) from error
     total = int(places[:, 1].sum())
-    width = file.stat().st_size // (dtype.itemsize * total) if total else 1
-    mapped = np.memmap(file, dtype=dtype, mode="r", shape=(total, width)) if total else np.zeros((0, 1), dtype)
-    return States(mapped, places)
+    if len(states) % (dtype.itemsize * max(total, 1)):
+        raise DamagedError(folder / _STATES, "it is cut short", advice)
+    return States(states.view(dtype).reshape(total, -1) if total else np.zeros((0, 1), dtype), places)
 
 
 def _write(

@@ -10,9 +10,8 @@ import numpy as np
 from retrodistill.candidates.mining import distinct_documents
 from retrodistill.candidates.samplers import TopicBatches, cluster_topics, topic_count
 from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
-from retrodistill.core.arrays import read_array
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, digest
+from retrodistill.core.files import cached_array, digest
 from retrodistill.core.runtime import log, main_first
 from retrodistill.data.collection import judgments_of
 from retrodistill.data.texts import Texts
@@ -152,17 +151,19 @@ def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: 
         return None
     if data.space is None:
         raise UserError("batches: topics clusters texts by their dense embeddings; set 'document_encoder'.")
+    encoder = data.space
     used, places = np.unique(rows, return_inverse=True)
     trained = data.teacher_queries(texts.select([texts.ids[row] for row in used]))
     topics = stage.topics or topic_count(len(rows), stage.training.batch_size)
-    key = digest(trained.fingerprint, data.space.fingerprint("query"), topics, data.seed)
+    key = digest(trained.fingerprint, encoder.fingerprint("query"), topics, data.seed)
     path = data.folder / "topics" / f"{key}.npy"
+
+    def cluster() -> np.ndarray:
+        return cluster_topics(embed(encoder, trained.texts, "query"), topics, data.seed)
+
     with main_first():
-        if not path.exists():
-            codes = cluster_topics(embed(data.space, trained.texts, "query"), topics, data.seed)
-            with atomic_file(path) as temporary, temporary.open("wb") as file:
-                np.save(file, codes)
-    return TopicBatches(read_array(path)[places])
+        codes = cached_array(path, cluster)
+    return TopicBatches(codes[places])
 
 
 def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -> dict[str, Any]:

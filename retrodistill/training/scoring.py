@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from retrodistill.candidates.mining import distinct_documents, mine, with_positives
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.candidates.selection import Budget, choose_pairs, labeled
+from retrodistill.core.checksums import DamagedError
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest, read_json, write_json
 from retrodistill.core.runtime import log
@@ -156,7 +157,10 @@ def scored_candidates(
     queries, path = data.teacher_queries(texts), scores_file(stage, data, texts)
     about = path.with_suffix(".json")
     if path.exists():
-        return read_run(path), read_json(about)["notes"] if about.exists() else []
+        try:
+            return read_run(path, owner=path.stem), read_json(about)["notes"] if about.exists() else []
+        except DamagedError as error:
+            log(str(error), always=True)
     pairs, notes, free = candidate_pairs(stage, data, texts)
     if scores is None:
         scored = data.teacher.score(queries, data.collection, pairs)
@@ -168,7 +172,7 @@ def scored_candidates(
         run = _with_lowest(run, free)
     if notes:
         write_json(about, {"notes": notes})
-    write_run(run, path)  # last, so that its presence means that the notes are complete
+    write_run(run, path, owner=path.stem)  # last, so that its presence means that the notes are complete
     return run, notes
 
 
@@ -304,7 +308,10 @@ def _within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool:
 
 def _bought(data: TrainingData, texts: Texts) -> Run | None:
     """The pairs of the texts that the student's earlier stages bought from the teacher; None for none."""
-    runs = [scored_by_teacher(read_run(data.folder / _SCORES / name)).select(texts.ids) for name in data.bought]
+    runs = [
+        scored_by_teacher(read_run(data.folder / _SCORES / name, owner=Path(name).stem)).select(texts.ids)
+        for name in data.bought
+    ]
     return align(runs, "bought")[0] if runs else None
 
 

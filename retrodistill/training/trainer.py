@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from retrodistill.core.checksums import DamagedError, checksum
 from retrodistill.core.disk import writing
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, make_folder, read_json, write_json
+from retrodistill.core.files import atomic_file, check_checksums, make_folder, read_json, write_checksums, write_json
 from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, processes, release_freed_memory
 from retrodistill.encoders.adapters import has_adapters
 from retrodistill.encoders.encoder import Encoder
@@ -42,6 +43,7 @@ _MONITORED = 10  # times per run
 _LOGGED = 50  # times per run
 _BEST = "best.safetensors"  # in a training's folder
 _HISTORY = "history.json"  # in a checkpoint: written last, so that one with this file is complete
+_SUM = "checksum"  # its key in that file
 _ADAPTED = "adapted.safetensors"  # in a checkpoint: a model with adapters would save these only, without its heads
 _COLLAPSED = 0.98  # mean cosine of held-out queries
 _TOKENIZING = 4  # most processes that tokenize ahead of a GPU
@@ -198,6 +200,7 @@ def train(
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # otherwise it goes on with training's precision
     history.pace = clock.pace()
     if settings.keep == "best" and best.file.exists():
+        best.check()
         load_model(model, best.file)
         history.notes += best.notes(history)
     model.eval()
@@ -314,6 +317,13 @@ def _trainer_of(model: Any) -> tuple[type[Any], type[Any]]:
             else:
                 save_pretrained(self.model, folder)
 
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            """Save a checkpoint with checksums, but of the random states, which every process writes by itself."""
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                write_checksums(folder, but="rng_state")
+
         def _load_from_checkpoint(self, checkpoint_path: str, *given: Any) -> None:
             """Load what `_save` saved."""
             if (weights := Path(checkpoint_path) / _ADAPTED).exists():
@@ -388,8 +398,11 @@ def _last_complete_checkpoint(folder: Path) -> str | None:
         try:
             for name in ("trainer_state.json", _HISTORY):
                 json.loads((checkpoint / name).read_text(encoding="utf-8"))
+            check_checksums(checkpoint, "training goes on from the one before, or from its start")
             complete.append((int(checkpoint.name.split("-")[1]), checkpoint))
-        except (OSError, ValueError):
+        except (OSError, ValueError, UserError) as error:
+            if isinstance(error, UserError):
+                log(str(error), always=True)
             shutil.rmtree(checkpoint, ignore_errors=True)
     return str(max(complete)[1]) if complete else None
 
@@ -414,6 +427,15 @@ class _Clock:
         return Pace(**means) if "step" in means else None
 
 
+def _sum_of(weights: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> str:
+    """Checksum of weights by name and of what is said of them."""
+    parts: list[Any] = [json.dumps(dict(sorted(about.items()))).encode()]
+    for name, values in sorted(weights.items()):
+        parts += [f"{name} {values.dtype} {tuple(values.shape)}".encode()]
+        parts += [values.contiguous().reshape(-1).view(torch.uint8).numpy()]
+    return checksum(*parts)
+
+
 class _Best:
     """The student's weights when it was best by ``keep_by``, in a file, so that a killed training keeps them."""
 
@@ -423,9 +445,26 @@ class _Best:
         if file.exists():
             from safetensors import safe_open
 
+            self.check()
             with safe_open(file, "pt") as stored:
                 about = stored.metadata()
             self.step, self.value = int(about["step"]), float(about[self.measure])
+
+    def check(self) -> None:
+        """Check the file against its checksum; a damaged one is a `DamagedError`."""
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import load_file
+
+        try:
+            with safe_open(self.file, "pt") as stored:
+                about = stored.metadata() or {}
+            wanted = about.pop(_SUM, None)  # absent in earlier versions
+            is_whole = wanted in (None, _sum_of(load_file(self.file), about))
+        except (SafetensorError, ValueError, TypeError):
+            is_whole = False
+        if not is_whole:
+            advice = f"delete {self.file.parent}, and the stage is trained again"
+            raise DamagedError(self.file, "it is cut short or altered (checksum)", advice)
 
     def see(self, measured: Mapping[str, float]) -> None:
         """Keep the weights if the student has never been better, by the last measures of a monitor."""
@@ -438,10 +477,13 @@ class _Best:
             return
         self.step, self.value = int(measured["step"]), measured[self.measure]
         if self.settings.keep == "best":
-            from safetensors.torch import save_model
+            from safetensors.torch import load_file, save_file, save_model
 
             with atomic_file(self.file) as temporary:
-                save_model(self.model, str(temporary), {"step": str(self.step), self.measure: repr(self.value)})
+                about = {"step": str(self.step), self.measure: repr(self.value)}
+                save_model(self.model, str(temporary), about)
+                weights = load_file(temporary)  # those that are shared are saved once
+                save_file(weights, temporary, {**about, _SUM: _sum_of(weights, about)})
 
     def is_over(self, step: int, every: int) -> bool:
         """Whether patience has run out, in every process alike."""

@@ -229,12 +229,17 @@ class TestRefusals:
     def test_two_files_for_one_split(self, make_folder, cache):
         assert "are both the split 'dev'" in refused(make_folder(qrels={"dev": HEADER, "validation": HEADER}), cache)
 
-    def test_a_damaged_cache_says_what_to_delete(self, make_folder, cache):
-        load_folder(folder := make_folder())
-        stored = next(cache.rglob("documents.arrow"))
-        stored.write_bytes(stored.read_bytes()[:100])
-        with pytest.raises(UserError, match=f"the cached collection in {stored.parent} is damaged.*delete that folder"):
-            load_folder(folder)
+    @pytest.mark.parametrize("name", ["documents.arrow", "queries.arrow", "qrels-0.arrow", "collection.json"])
+    @pytest.mark.parametrize("size", [0, 100, None])
+    def test_a_damaged_cache_is_named_and_made_again(self, make_folder, cache, capsys, name, size):
+        wanted = load_folder(folder := make_folder()).fingerprint
+        stored = next(cache.rglob(name))
+        if size is None:
+            stored.unlink()
+        else:
+            stored.write_bytes(stored.read_bytes()[:size])
+        assert load_folder(folder).fingerprint == wanted
+        assert f"{stored} is damaged" in capsys.readouterr().err
 
 
 def zipped(folder):

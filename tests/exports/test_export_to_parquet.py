@@ -8,8 +8,8 @@ import pytest
 from qdrant_child import killed
 from records_of import IDS, dense, export_parquet, multi_vector, of_kind, sparse
 
+from retrodistill.core.checksums import file_checksum
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import file_digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import Collection
 from retrodistill.encoders.vector_files import read_vectors
@@ -86,7 +86,7 @@ class TestManifest:
         assert (manifest.about["state"], manifest.about["documents"], manifest.about["parts"]) == ("complete", 40, 6)
         assert manifest.about["space"]["fingerprint"] == "space-1"
         assert manifest.about["checksums"] == {
-            f"documents/part-{number:05d}.parquet": file_digest(out / f"documents/part-{number:05d}.parquet")
+            f"documents/part-{number:05d}.parquet": file_checksum(out / f"documents/part-{number:05d}.parquet")
             for number in range(6)
         }
 

@@ -30,7 +30,7 @@ from retrodistill.report.page import page_text
 
 # What may differ between two runs: the values of these keys of JSON files, and the seconds that a model card says. A
 # report shows more of the times; it must be the page of the results next to it.
-TIMES = ("created", "seconds", "build_seconds", "checksum")
+TIMES = ("created", "seconds", "build_seconds", "checksum")  # the last one is of a whole JSON file, with its times
 _SECONDS = re.compile(rb"\b\d+(\.\d+)? (s|min)\b")
 STORES = ("part-*.parquet", "part-*.arrow")
 

@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from sparse_models import inference_free, saved, splade
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import read_json, write_json
 from retrodistill.data import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.space import EmbeddingSpace
@@ -207,13 +208,14 @@ class TestFolders:
         path.write_bytes(content[:-3] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
         if damage == "missing":
             path.unlink()
-        with pytest.raises(UserError, match=rf"{file} is missing, cut short or altered \(checksum\); build the index"):
+        with pytest.raises(UserError, match=rf"{file} is damaged: .*; build the index"):
             InvertedIndex.load(tmp_path / "index")
 
     def test_settings_of_another_version(self, index, tmp_path):
         index.save(tmp_path / "index")
         manifest = tmp_path / "index/manifest.json"
-        manifest.write_text(manifest.read_text().replace('"bits": null', '"bits": 5'))
+        content = read_json(manifest)
+        write_json(manifest, {**content, "settings": {**content["settings"], "bits": 5}})
         with pytest.raises(UserError, match=r"index .*: bits.*: Input should be .*; build the index again\.$"):
             InvertedIndex.load(tmp_path / "index")
 

@@ -1,13 +1,12 @@
 """Paths as the system sees them: links, ``~``, other working directories, and projects that move as a whole."""
 
-import json
 import os
 import shutil
 
 import pytest
 
 from retrodistill.api import evaluate
-from retrodistill.core.files import atomic_file, atomic_folder, cache_folder
+from retrodistill.core.files import atomic_file, atomic_folder, cache_folder, read_json, write_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import load_collection
 from retrodistill.data.texts import Texts
@@ -99,10 +98,10 @@ class TestAnIndex:
     def test_what_an_earlier_version_wrote(self, project):
         build_index(load_collection("collection"), "dense:model").save("out/index")
         file = project / "out" / "index" / "manifest.json"
-        content = json.loads(file.read_text())
+        content = read_json(file)
         assert content["about"]["queries_by"] == content["about"]["space"]["documents_by"] == "dense:../../model"
         content["about"]["space"]["documents_by"] = "dense:model"  # relative to the working directory
-        file.write_text(json.dumps(content))
+        write_json(file, content)
         assert load_index("out/index").documents_by == "dense:model"
         works("out/index")
 

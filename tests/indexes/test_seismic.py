@@ -101,7 +101,7 @@ class TestFolders:
         InvertedIndex.from_csr(IDS, matrix, SPACE, settings=SEISMIC).save(tmp_path / "index")
         path = tmp_path / "index/seismic.index.seismic"
         path.write_bytes(path.read_bytes()[:5000])
-        with pytest.raises(UserError, match=r"seismic is missing, cut short or altered \(checksum\)"):
+        with pytest.raises(UserError, match=r"seismic is damaged"):
             InvertedIndex.load(tmp_path / "index")
 
     def test_queries_by_text(self, tiny, tmp_path):

@@ -1,11 +1,11 @@
 import functools
-import json
 
 import numpy as np
 import pytest
 from ragged_tokens import ragged
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import read_json, write_json
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.indexes.codecs import CODECS, DROPPED, CodecSettings, ResidualCodec, fit_codec, load_codec, save_codec
 
@@ -135,8 +135,8 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"'{codec}' was dropped.*residual"):
             CodecSettings(codec=codec)
         save_codec(fitted("residual"), tmp_path)
-        about = json.loads((tmp_path / "tokens.codec.json").read_text())
-        (tmp_path / "tokens.codec.json").write_text(json.dumps({**about, "codec": codec}))
+        about = read_json(tmp_path / "tokens.codec.json")
+        write_json(tmp_path / "tokens.codec.json", {**about, "codec": codec})
         with pytest.raises(UserError, match=f"'{codec}' was dropped.*residual"):
             load_codec(tmp_path)
 

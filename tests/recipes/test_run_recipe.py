@@ -8,6 +8,7 @@ import pytest
 from children import Child
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import read_json
 from retrodistill.encoders import load_encoder
 from retrodistill.indexes import load_index
 from retrodistill.recipes import load_recipe, parse_recipe, run_recipe
@@ -29,7 +30,7 @@ class TestAStaticStudentOfAnEnsemble:
     def test_results_have_the_shape_that_programs_read(self, content, tmp_path):
         content["evaluation"]["latency_queries"] = 2
         results = run_recipe(parse_recipe(content), tmp_path / "out", command="retrodistill run x")
-        written = json.loads((tmp_path / "out" / "results.json").read_text())
+        written = read_json(tmp_path / "out" / "results.json")
         assert written == json.loads(json.dumps(results.to_json()))
         assert [one["name"] for one in written["systems"]] == ["bm25", "teacher", "ensemble", "control", "student"]
         assert (written["split"], written["queries"], written["taught_by"]) == ("test", 12, "ensemble")

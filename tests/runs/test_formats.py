@@ -96,7 +96,7 @@ class TestRefusals:
             ("x.jsonl", '{"query_id": "q", "document_id": "a", "score": "1"}', "line 1: score is '1'; expected"),
             ("x.jsonl", '{"query_id": "q", "document_id": "a", "score": NaN}', "line 1: score nan"),
             ("x.parquet", b"PAR1 and no more", "is not a whole Parquet file"),
-            ("x.parquet", b"", "is not a whole Parquet file"),
+            ("x.parquet", b"", "is damaged: it is empty"),
             ("x.run.gz", b"no gzip", "not a whole gzip file"),
         ],
     )

@@ -5,6 +5,7 @@ import pytest
 from answers import client_of, message
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import read_json, write_json
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.runs.formats import read_run
 from retrodistill.serving.opening import open_places
@@ -125,9 +126,9 @@ class TestFolders:
 
     def test_an_index_whose_query_encoder_is_gone_is_refused(self, job, tmp_path):
         shutil.copytree(job / "indexes" / "student", tmp_path / "index")
-        manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
+        manifest = read_json(tmp_path / "index" / "manifest.json")
         manifest["about"]["queries_by"] = f"static:{tmp_path / 'gone'}"
-        (tmp_path / "index" / "manifest.json").write_text(json.dumps(manifest))
+        write_json(tmp_path / "index" / "manifest.json", manifest)
         with pytest.raises(UserError, match="gone"):
             open_places([str(tmp_path / "index")])
 
