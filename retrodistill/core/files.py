@@ -52,6 +52,12 @@ _SYNCED = 8  # files whose way to the disk is waited for at once
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a kernel or a file system that cannot swap names
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)  # the last one of folders on NFS
+# Another process has a temporary name now or has just given it up; or it is a link, of another kind, or another user's.
+_NOT_OURS = (
+    *(errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOENT, errno.EACCES, errno.EPERM),
+    *(errno.ELOOP, errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _WAIT_SECONDS = 1.0  # before a log line says that another process has a lock
 _READS = 10  # of a folder that is replaced during each of them
 _BETWEEN_SECONDS = 1.0  # that a folder may be absent between the two renames of a writer
@@ -239,15 +245,18 @@ def _temporary(target: Path, *, is_folder: bool) -> Iterator[Path]:
     """An empty file or folder next to the target; what is left there at the end is removed.
 
     Its name is always the same, so that whoever writes the target next removes what a killed process left. Only where
-    another process is writing the target now, or where nothing can be locked, it has a name of its own.
+    another process is writing the target now, where nothing can be locked, or where that name is a link or belongs to
+    another user, it has a name of its own.
     """
     make_folder(target.parent)
     with contextlib.ExitStack() as stack, writing(target):
         temporary = target.with_name(f"{_MARK}{target.name}{_ENDING}")
-        _create(temporary, is_folder)
         try:
+            _create(temporary, is_folder)
             stack.callback(_discard, temporary, _lock(temporary))
         except OSError as error:
+            if error.errno not in (*_NO_LOCKS, *_NOT_OURS):
+                raise
             if error.errno in _NO_LOCKS:
                 _remove(temporary)
             temporary = target.with_name(f"{_MARK}{target.name}.{uuid.uuid4().hex[:8]}{_ENDING}")
@@ -268,17 +277,20 @@ def _create(path: Path, is_folder: bool) -> None:
     if is_folder:
         path.mkdir(exist_ok=True)
     else:
-        path.touch()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | _NO_LINK, 0o666))
 
 
 def _lock(path: Path) -> int:
     """Lock a temporary file or folder without waiting; the descriptor that has the lock, until it or its process ends.
 
     Raises:
-        OSError: Another process has it, or has renamed or removed the path, or its disk has no locks.
+        OSError: Another process has it, or has renamed or removed the path; it is a link or belongs to another user;
+            or its disk has no locks.
     """
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    descriptor = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | _NO_LINK)
     try:
+        if hasattr(os, "geteuid") and os.fstat(descriptor).st_uid != os.geteuid():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if fcntl is None:
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ import torch
 from children import Child
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import write_checksums
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import (
     load_bi_encoder,
@@ -225,8 +226,12 @@ class TestAttacks:
             namespace,
         )
         namespace["trained"](1)
-        for checkpoint in (tmp_path / "work").glob("checkpoint-*"):
+        checkpoints = list((tmp_path / "work").glob("checkpoint-*"))
+        assert checkpoints
+        for checkpoint in checkpoints:
             torch.save({"state": Attack(tmp_path / "ran")}, checkpoint / file)
+            (checkpoint / "checksums.json").unlink()
+            write_checksums(checkpoint, but="rng_state")  # as an attacker would
         with pytest.raises(UserError):
             namespace["trained"](2)
         assert not (tmp_path / "ran").exists()

@@ -117,13 +117,39 @@ class TestPermissions:
         modes = {(path.is_dir(), stat.S_IMODE(path.stat().st_mode) & 0o666) for path in cache_folder().rglob("*")}
         assert {mode for _, mode in modes} <= {0o640}
 
-    def test_temporary_names_cannot_be_guessed(self, tmp_path):
-        names = set()
-        for _ in range(50):
-            with atomic_file(tmp_path / "f") as temporary:
-                names.add(temporary.name)
-                temporary.write_text("x")
-        assert len(names) == 50
+    @pytest.mark.parametrize("is_folder", [False, True])
+    def test_what_somebody_put_at_the_temporary_name_is_left_alone(self, is_folder, tmp_path):
+        """A link there, planted by whoever may write to a shared folder, leads to something of this user."""
+        write = atomic_folder if is_folder else atomic_file
+        with write(tmp_path / "f") as temporary:
+            name = temporary.name
+            (temporary / "x" if is_folder else temporary).write_text("first")
+        mine = tmp_path / "mine"
+        if is_folder:
+            mine.mkdir()
+        kept = mine / "thesis" if is_folder else mine
+        kept.write_text("mine")
+        (tmp_path / name).symlink_to(mine)
+        with write(tmp_path / "f") as temporary:
+            assert temporary.name != name
+            (temporary / "x" if is_folder else temporary).write_text("second")
+        assert kept.read_text() == "mine"
+        assert (tmp_path / "f" / "x" if is_folder else tmp_path / "f").read_text() == "second"
+
+    @pytest.mark.skipif(
+        getattr(os, "geteuid", int)() != 0 or os.name != "posix", reason="only root can give a file away"
+    )
+    def test_a_file_of_another_user_is_not_written_to(self, tmp_path):
+        with atomic_file(tmp_path / "f") as temporary:
+            name = temporary.name
+            temporary.write_text("first")
+        (tmp_path / name).write_text("")
+        os.chown(tmp_path / name, 12345, 12345)
+        with atomic_file(tmp_path / "f") as temporary:
+            assert temporary.name != name
+            temporary.write_text("second")
+        assert (tmp_path / "f").read_text() == "second"
+        assert (tmp_path / "f").stat().st_uid == 0
 
 
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
