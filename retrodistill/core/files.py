@@ -49,7 +49,10 @@ _BETWEEN_SECONDS = 1.0  # that a folder may be absent between the two renames of
 
 def cache_folder() -> Path:
     """The cache that all recipes share: ``RETRODISTILL_CACHE``, or the platform's user cache folder."""
-    return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")).expanduser()
+    try:
+        return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")).expanduser()
+    except RuntimeError as error:  # a container may run as a user that the system does not know
+        raise UserError("this user has no home folder to keep a cache in; set RETRODISTILL_CACHE to one.") from error
 
 
 @contextlib.contextmanager
