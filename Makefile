@@ -7,7 +7,7 @@ HOURS ?= 2
 WORKERS ?= 2
 LARGE ?=
 
-.PHONY: demo test test-slow docs studies lock install clean
+.PHONY: demo test test-slow test-lowest docs studies lock install clean
 
 # The main job on the demonstration corpus; results in out/demo/.
 demo: install
@@ -23,6 +23,10 @@ test: install
 # The other tests: whole recipes, the code of every page, several processes.
 test-slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow
+
+# Tests that need no training, with the lowest versions of the dependencies that pyproject.toml allows.
+test-lowest:
+	.ci/lowest
 
 # The documentation site in out/site/; a warning, such as a link that leads nowhere, is an error.
 docs: install

@@ -55,6 +55,8 @@ def _run(arguments: list[str] | None) -> None:
     except BrokenPipeError:  # the reader of the output, such as `head`, has enough
         sys.exit(1)
     except Exception as error:  # a full disk or a read-only folder that no other check has caught
+        if isinstance(error, RuntimeError) and "home directory" in str(error):  # of `~`, where there is none
+            _fail("a path begins with ~, and that user has no home folder; give a full path.")
         if not is_refusal(error):
             raise
         place = str(getattr(error, "filename", None) or "a file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -129,6 +130,14 @@ def _with_options(
     ]
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
     return run
+
+
+def typed(text: str) -> str:
+    """An argument that is text, not a path, as UTF-8 also in a locale of another encoding; bytes of none stay."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        return text
 
 
 def show(line: str) -> None:

@@ -17,6 +17,7 @@ from retrodistill.cli.app import (
     app,
     show,
     show_json,
+    typed,
     with_engine,
     with_trust,
 )
@@ -161,6 +162,7 @@ def search(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.runs.documents import PASSAGE
 
     set_quiet(as_json)
+    query, filter_by = [typed(text) for text in query], [typed(text) for text in filter_by or ()]
     check_queries(query)
     searched = load_index(place, queries, parameters=parameters)
     corpus = searched.as_indexed(load_collection(collection)) if collection else None

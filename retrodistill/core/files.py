@@ -65,7 +65,10 @@ _BETWEEN_SECONDS = 1.0  # that a folder may be absent between the two renames of
 
 def cache_folder() -> Path:
     """The cache that all recipes share: ``RETRODISTILL_CACHE``, or the platform's user cache folder."""
-    return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")).expanduser()
+    try:
+        return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")).expanduser()
+    except RuntimeError as error:  # a container may run as a user that the system does not know
+        raise UserError("this user has no home folder to keep a cache in; set RETRODISTILL_CACHE to one.") from error
 
 
 @contextlib.contextmanager
@@ -403,8 +406,10 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     folder = Path(path).expanduser()
     folder = folder if folder.name else folder.resolve()  # "." has no name for the temporary folder next to it
     if folder.is_dir():
-        # a writer that is killed at once leaves its lock alone
-        if any(entry.name != ".lock" for entry in folder.iterdir()) and not (folder / mark).is_file():
+        # one that begins to write, or was killed then, has its lock there and half of the first file
+        names = (entry.name for entry in folder.iterdir())
+        others = (name for name in names if not (name.startswith(".") and name.endswith((".lock", ".part"))))
+        if any(others) and not (folder / mark).is_file():
             raise UserError(f"{folder} holds other files (no {mark} among them), which would be lost; choose another.")
     elif folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} is not a folder; choose another path.")
