@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from retrodistill.core.errors import UserError
 
 # Queries times dimensions from which FAISS multiplies matrices; its own value is 128,000. On an AMD EPYC with
@@ -56,15 +58,20 @@ def read_faiss(path: str | os.PathLike[str], *, memory_map: bool = False) -> Any
     Raises:
         UserError: The file is absent, cut short, altered, or of another format.
     """
-    # The older IO_FLAG_MMAP maps only inverted lists, and a copy would be written as a reference to this file. The
-    # precomputed table is for Euclidean distances, and can be larger than the file.
-    flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE | (faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
+    flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE  # a table for Euclidean distances, which can be larger than the file
     if not Path(path).is_file():
         raise UserError(f"no file {path}; build the index again.")
     try:
         with _READING, _limits(Path(path).stat().st_size):
-            return faiss.read_index(str(path), flags)
-    except (RuntimeError, MemoryError) as error:
+            if not memory_map:
+                return faiss.read_index(str(path), flags)
+            # FAISS maps files as well, but IO_FLAG_MMAP_IFC reads beyond the end of one that is cut short, and
+            # IO_FLAG_MMAP only maps inverted lists, whose copy would be written as a reference to this file.
+            content = np.memmap(path, np.uint8, "r")
+            index = faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(content), len(content)), flags)
+            index.referenced_objects = [content]  # as FAISS's own wrappers keep what an index points to
+            return index
+    except (RuntimeError, MemoryError, ValueError) as error:
         # FAISS words it as: Error in FUNCTION at FILE:LINE: Error: 'CONDITION' failed: REASON
         reason = " ".join(str(error).rpartition(": ")[2].split())[:120] or type(error).__name__
         raise UserError(f"{path} is not a whole FAISS file ({reason}); build the index again.") from error
