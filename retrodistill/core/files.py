@@ -303,6 +303,11 @@ def _remove_unlocked(path: Path) -> None:
         os.close(lock)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a path has a temporary name."""
+    return path.name.startswith(_MARK)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left under temporary names in a folder and in the folders there."""
     for pattern in (f"{_MARK}*{_ENDING}", f"*/{_MARK}*{_ENDING}"):
@@ -336,8 +341,9 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     folder = Path(path).expanduser()
     folder = folder if folder.name else folder.resolve()  # "." has no name for the temporary folder next to it
     if folder.is_dir():
-        # a writer that is killed at once leaves its lock alone
-        if any(entry.name != ".lock" for entry in folder.iterdir()) and not (folder / mark).is_file():
+        # a writer that is killed at once leaves its lock and temporary files
+        others = (entry for entry in folder.iterdir() if entry.name != ".lock" and not is_leftover(entry))
+        if any(others) and not (folder / mark).is_file():
             raise UserError(f"{folder} holds other files (no {mark} among them), which would be lost; choose another.")
     elif folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} is not a folder; choose another path.")

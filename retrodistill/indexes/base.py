@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.checksums import PREFIX, check_files, file_checksum
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import atomic_folder, check_replaceable, digest, read_whole
+from retrodistill.core.files import atomic_folder, check_replaceable, digest, is_leftover, read_whole
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.turns import alone, in_turn, shared
 from retrodistill.data.collection import Collection
@@ -637,7 +637,8 @@ def check_index_folder(folder: str | os.PathLike[str]) -> Path:
     if not (target / FILE_NAME).is_file():
         return target
     known = {FILE_NAME, *_OTHER_FILES, *Manifest.read(target).about.get("checksums", {})}
-    if others := sorted(entry.name for entry in target.iterdir() if entry.name not in known):
+    found = (entry.name for entry in target.iterdir() if not is_leftover(entry))
+    if others := sorted(name for name in found if name not in known):
         raise UserError(f"{target} holds an index and {sample_of(others)}, which would be lost; choose another folder.")
     return target
 
