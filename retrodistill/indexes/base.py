@@ -407,10 +407,7 @@ class Index(Ranker):
         """Write the folder, whole or not at all: the files of the kind, ``ids.parquet``, and a manifest."""
         target = check_index_folder(folder)
         with shared(self), atomic_folder(target) as temporary:
-            try:
-                self._write(temporary)
-            except RuntimeError as error:  # of FAISS, which also reports a full disk this way
-                raise OSError(str(error).strip().splitlines()[-1]) from error
+            self._write(temporary)
             table = {ID: pa.array(self.ids, pa.string()), "label": pa.array(self._labels(), pa.int64())}
             if self.parents is not None:
                 table["parent_id"] = self.parents.column

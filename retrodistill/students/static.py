@@ -25,7 +25,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, Metaspace
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.trainers import BpeTrainer
 
-from retrodistill.core.arrays import read_array
+from retrodistill.core.arrays import read_array, save_array
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, cache_folder, digest
 from retrodistill.core.runtime import bar
@@ -206,8 +206,8 @@ def _token_embeddings(teacher: Encoder, tokenizer: Tokenizer) -> np.ndarray:
     path = _table_file(teacher, tokenizer)
     if not path.exists():
         rows = _encode_tokens(teacher, [[token] for token in range(tokenizer.get_vocab_size())])
-        with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.save(file, rows)
+        with atomic_file(path) as temporary:
+            save_array(temporary, rows)
     return read_array(path)
 
 

@@ -18,7 +18,7 @@ import torch
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from retrodistill.core.arrays import read_array
+from retrodistill.core.arrays import read_array, save_array
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, digest, make_once, texts_digest
 from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory, release_freed_memory
@@ -131,7 +131,7 @@ def _write(
             progress.update(len(rows))
             if number % _RELEASED == 0:
                 release_freed_memory()
-    np.save(to / _PLACES, places)
+    save_array(to / _PLACES, places)
 
 
 def head_of(student: TokenStudent) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from retrodistill.candidates.mining import distinct_documents
 from retrodistill.candidates.samplers import TopicBatches, cluster_topics, topic_count
 from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
-from retrodistill.core.arrays import read_array
+from retrodistill.core.arrays import read_array, save_array
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, digest
 from retrodistill.core.runtime import log, main_first
@@ -160,8 +160,8 @@ def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: 
     with main_first():
         if not path.exists():
             codes = cluster_topics(embed(data.space, trained.texts, "query"), topics, data.seed)
-            with atomic_file(path) as temporary, temporary.open("wb") as file:
-                np.save(file, codes)
+            with atomic_file(path) as temporary:
+                save_array(temporary, codes)
     return TopicBatches(read_array(path)[places])
 
 

@@ -299,7 +299,7 @@ class TestPlaces:
             raise RuntimeError("Error in virtual size_t faiss::FileIOWriter...: write error: No space left on device")
 
         monkeypatch.setattr(faiss, "write_index", full)
-        with pytest.raises(UserError, match=r"^cannot write .*index: .*No space left on device; nothing") as error:
+        with pytest.raises(UserError, match=r"^cannot write .*index: .*no space left on device; nothing") as error:
             build_index(tiny, teacher, factory="SQ8").save(tmp_path / "index")
         assert "\n" not in str(error.value)
         assert FaissIndex.load(tmp_path / "index").factory == "Flat"
