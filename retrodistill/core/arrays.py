@@ -1,12 +1,15 @@
-"""Arrays and Arrow tables of files that may be cut short, altered or made to do harm: checked before they are used."""
+"""Arrays in files, written so that a full disk is noticed; arrays and Arrow tables of files, checked before use."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,21 @@ import pyarrow as pa
 from retrodistill.core.errors import UserError
 
 _FAILURES = (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, pa.ArrowException, TypeError, SyntaxError)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as ``.npy``.
+
+    By Python: NumPy itself does not look whether closing its file succeeded, and the end of an array may be lost.
+    """
+    with path.open("wb") as file:
+        as_stream: Any = SimpleNamespace(write=file.write)  # NumPy calls this for what is no file of the system
+        np.save(as_stream, array, allow_pickle=False)
+
+
+def append_array(file: io.BufferedWriter, array: np.ndarray) -> None:
+    """Write the bytes of an array to an open file, by Python as `save_array` does."""
+    file.write(np.ascontiguousarray(array).data)
 
 
 def read_array(path: str | os.PathLike[str], *, memory_map: bool = False) -> np.ndarray:

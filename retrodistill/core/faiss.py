@@ -77,6 +77,12 @@ def read_faiss(path: str | os.PathLike[str], *, memory_map: bool = False) -> Any
         raise UserError(f"{path} is not a whole FAISS file ({reason}); build the index again.") from error
 
 
+def write_faiss(index: Any, path: str | os.PathLike[str]) -> None:
+    """Write an index to a file, by Python: FAISS does not look whether closing its file succeeded on a full disk."""
+    with Path(path).open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+
+
 @contextlib.contextmanager
 def _limits(size: int) -> Iterator[None]:
     """FAISS's own limits of reading, where it has them, inside the block."""

@@ -23,6 +23,7 @@ import filelock
 import numpy as np
 import platformdirs
 
+from retrodistill.core.arrays import save_array
 from retrodistill.core.checksums import (
     PREFIX,
     DamagedError,
@@ -328,6 +329,11 @@ def _remove_unlocked(path: Path) -> None:
         os.close(lock)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a path has a temporary name."""
+    return path.name.startswith(_MARK)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left under temporary names in a folder and in the folders there."""
     for pattern in (f"{_MARK}*{_ENDING}", f"*/{_MARK}*{_ENDING}"):
@@ -383,8 +389,7 @@ def cached_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
         log(str(error) if isinstance(error, DamagedError) else f"{path} is damaged; it is made again", always=True)
     array = make()
     with atomic_file(path) as temporary:
-        with temporary.open("wb") as file:
-            np.save(file, array)
+        save_array(temporary, array)
         seal(temporary, owner=owner)
     return array
 
@@ -406,9 +411,9 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     folder = Path(path).expanduser()
     folder = folder if folder.name else folder.resolve()  # "." has no name for the temporary folder next to it
     if folder.is_dir():
-        # one that begins to write, or was killed then, has its lock there and half of the first file
-        names = (entry.name for entry in folder.iterdir())
-        others = (name for name in names if not (name.startswith(".") and name.endswith((".lock", ".part"))))
+        # a writer that is killed at once leaves its lock and temporary files
+        left = (entry for entry in folder.iterdir() if not is_leftover(entry))
+        others = (entry for entry in left if not (entry.name.startswith(".") and entry.suffix == ".lock"))
         if any(others) and not (folder / mark).is_file():
             raise UserError(f"{folder} holds other files (no {mark} among them), which would be lost; choose another.")
     elif folder.exists() or folder.is_symlink():

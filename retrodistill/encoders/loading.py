@@ -13,6 +13,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from retrodistill.core.disk import REFUSALS
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest, read_json, read_whole
 from retrodistill.core.manifest import Manifest
@@ -256,6 +257,8 @@ def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
 
 
 def _failed(failure: str, error: BaseException) -> UserError:
+    if isinstance(error, OSError) and error.errno in REFUSALS:  # the model may be fine
+        return UserError(f"cannot read {error.filename}: {REFUSALS[error.errno].lower()}.")
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(f"{failure} ({reason[:160].rstrip('.')}).")
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
-from retrodistill.core.arrays import read_array
+from retrodistill.core.arrays import read_array, save_array
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
@@ -142,7 +142,7 @@ class TokenWeights:
     def write(self, folder: Path) -> None:
         """Write tokenizer and weights."""
         self.tokenizer.save(str(folder / _TOKENIZER))
-        np.save(folder / _WEIGHTS, self.weights, allow_pickle=False)
+        save_array(folder / _WEIGHTS, self.weights)
 
     @classmethod
     def read(cls, folder: Path, settings: dict[str, Any]) -> TokenWeights:

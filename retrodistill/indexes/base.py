@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.checksums import PREFIX, check_files, file_checksum
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import atomic_folder, check_replaceable, digest, read_whole
+from retrodistill.core.files import atomic_folder, check_replaceable, digest, is_leftover, read_whole
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.turns import alone, in_turn, shared
 from retrodistill.data.collection import Collection
@@ -407,10 +407,7 @@ class Index(Ranker):
         """Write the folder, whole or not at all: the files of the kind, ``ids.parquet``, and a manifest."""
         target = check_index_folder(folder)
         with shared(self), atomic_folder(target) as temporary:
-            try:
-                self._write(temporary)
-            except RuntimeError as error:  # of FAISS, which also reports a full disk this way
-                raise OSError(str(error).strip().splitlines()[-1]) from error
+            self._write(temporary)
             table = {ID: pa.array(self.ids, pa.string()), "label": pa.array(self._labels(), pa.int64())}
             if self.parents is not None:
                 table["parent_id"] = self.parents.column
@@ -637,7 +634,8 @@ def check_index_folder(folder: str | os.PathLike[str]) -> Path:
     if not (target / FILE_NAME).is_file():
         return target
     known = {FILE_NAME, *_OTHER_FILES, *Manifest.read(target).about.get("checksums", {})}
-    if others := sorted(entry.name for entry in target.iterdir() if entry.name not in known):
+    found = (entry.name for entry in target.iterdir() if not is_leftover(entry))
+    if others := sorted(name for name in found if name not in known):
         raise UserError(f"{target} holds an index and {sample_of(others)}, which would be lost; choose another folder.")
     return target
 

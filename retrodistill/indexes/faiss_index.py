@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import model_validator
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.faiss import faiss, read_faiss
+from retrodistill.core.faiss import faiss, read_faiss, write_faiss
 from retrodistill.core.files import digest
 from retrodistill.core.runtime import log
 from retrodistill.core.settings import Settings
@@ -299,7 +299,7 @@ class FaissIndex(Index):
         return self.labels
 
     def _write(self, folder: Path) -> None:
-        faiss.write_index(self.index, str(folder / _FAISS_FILE))
+        write_faiss(self.index, folder / _FAISS_FILE)
 
     @classmethod
     def _read(cls, stored: StoredIndex, memory_map: bool | None) -> Self:

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from retrodistill.core.disk import writing
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, digest, lock_file, locked, make_folder
 from retrodistill.core.manifest import FILE_NAME
@@ -214,7 +215,8 @@ def _encode(texts: Texts, encoder: MultiVectorModel, settings: MultiVectorSettin
     with locked(lock_file(make_folder(folder) / ".lock")):
         if (finished := TokenStore.finished(folder, len(texts))) is not None:  # by another process meanwhile
             return finished
-        return _write(texts, encoder, store, encoded, TokenWriter(folder, fit))
+        with writing(folder):
+            return _write(texts, encoder, store, encoded, TokenWriter(folder, fit))
 
 
 def _write(

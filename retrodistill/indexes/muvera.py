@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.faiss import faiss, read_faiss
+from retrodistill.core.faiss import read_faiss, write_faiss
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.factory import build_faiss, empty_index, file_bytes, set_parameters
@@ -192,7 +192,7 @@ class CandidateIndex:
 
     def save(self, folder: Path) -> None:
         """Write the FAISS file."""
-        faiss.write_index(self.index, str(folder / FAISS_FILE))
+        write_faiss(self.index, folder / FAISS_FILE)
 
     @classmethod
     def load(cls, settings: MuveraSettings, dimension: int, folder: Path, labels: np.ndarray) -> CandidateIndex:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from retrodistill.core.arrays import read_array
+from retrodistill.core.arrays import read_array, save_array
 from retrodistill.core.errors import UserError
 from retrodistill.indexes.selected import is_few
 from retrodistill.runs.run import TieOrder, top_k
@@ -139,7 +139,7 @@ class SeismicPostings:
         """Write the library's file and the rows."""
         with _silent_stdout():
             self.index.save(str(folder / _NAME))
-        np.save(folder / _ROWS, self.rows, allow_pickle=False)
+        save_array(folder / _ROWS, self.rows)
 
     @classmethod
     def read(cls, folder: Path, documents: int, terms: int, query_cut: int, heap_factor: float) -> SeismicPostings:

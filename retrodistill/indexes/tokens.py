@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodistill.core.arrays import read_array
+from retrodistill.core.arrays import append_array, read_array, save_array
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import CHECKSUMS, atomic_file, check_checksums, make_folder, write_checksums
 from retrodistill.core.runtime import log
@@ -138,8 +138,8 @@ class TokenStore:
             bounds = _bounds(self.lengths)
             for start, stop in blocks_of(bounds, 16 * _BLOCK):
                 own = bounds[start : stop + 1] - bounds[start]
-                _read(self.parts, self.starts[start:stop], own, self.codec.bytes_per_vector).tofile(file)
-        np.save(folder / _BOUNDS_FILE, bounds)
+                append_array(file, _read(self.parts, self.starts[start:stop], own, self.codec.bytes_per_vector))
+        save_array(folder / _BOUNDS_FILE, bounds)
         if self.codec.keeps_rounded:
             self.save_rounded(folder)
 
@@ -147,8 +147,8 @@ class TokenStore:
         """Write the vectors in 8 bits beside the codes."""
         with (folder / _ROUNDED_FILE).open("wb") as file:
             for _, block in self.rounded_blocks():
-                block.vectors.numpy().tofile(file)
-        np.save(folder / _LIMITS_FILE, self._limits)  # last: without it the other file may be incomplete
+                append_array(file, block.vectors.numpy())
+        save_array(folder / _LIMITS_FILE, self._limits)  # last: without it the other file may be incomplete
 
     @classmethod
     def load(cls, folder: Path) -> TokenStore:
@@ -215,17 +215,17 @@ class TokenWriter:
         """Add the next documents."""
         (self.folder / _LIMITS_FILE).unlink(missing_ok=True)  # of fewer documents
         with (self.folder / CODES_FILE).open("ab") as file:
-            self.codec.encode(tokens.vectors).tofile(file)
+            append_array(file, self.codec.encode(tokens.vectors))
         # Lengths after codes: a document counts only when all its codes are written.
         with (self.folder / _LENGTHS_FILE).open("ab") as file:
-            tokens.lengths.astype("<i8").tofile(file)
+            append_array(file, tokens.lengths.astype("<i8"))
         self.documents += len(tokens)
 
     def finish(self) -> TokenStore:
         """Write the offsets, and rounded vectors if the codec keeps them, and open the store."""
         bounds = _bounds(np.fromfile(self.folder / _LENGTHS_FILE, dtype="<i8"))
-        with atomic_file(self.folder / _BOUNDS_FILE) as temporary, temporary.open("wb") as file:
-            np.save(file, bounds)
+        with atomic_file(self.folder / _BOUNDS_FILE) as temporary:
+            save_array(temporary, bounds)
         store = TokenStore.load(self.folder)
         if self.codec.keeps_rounded and store.rounded is None:
             store.save_rounded(self.folder)

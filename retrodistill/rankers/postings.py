@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
-from retrodistill.core.arrays import read_array
+from retrodistill.core.arrays import read_array, save_array
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.runs.run import TieOrder, ties_among, top_k
 
@@ -112,7 +112,7 @@ class Postings:
     def write(self, folder: Path) -> None:
         """Write one ``.npy`` file per array."""
         for part in _PARTS:
-            np.save(folder / f"postings-{part}.npy", getattr(self, part), allow_pickle=False)
+            save_array(folder / f"postings-{part}.npy", getattr(self, part))
 
     @classmethod
     def read(cls, folder: Path, documents: int, bits: Literal[8] | None, *, memory_map: bool = False) -> Postings:

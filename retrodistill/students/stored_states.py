@@ -18,6 +18,7 @@ import torch
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
+from retrodistill.core.arrays import save_array
 from retrodistill.core.checksums import DamagedError, checked, map_sealed, seal, sealed_file
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import cache_folder, digest, open_once, texts_digest
@@ -142,7 +143,7 @@ def _write(
             progress.update(len(rows))
             if number % _RELEASED == 0:
                 release_freed_memory()
-    np.save(to / _PLACES, places)
+    save_array(to / _PLACES, places)
 
 
 def head_of(student: TokenStudent) -> Any:

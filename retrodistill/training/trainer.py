@@ -87,15 +87,17 @@ class History:
         if monitor is not None and is_main() and is_new:
             self.monitors.append({"step": step, **monitor()})
 
-    def keep(self, checkpoint: Path) -> None:
+    def keep(self, checkpoint: Path, *, is_over: bool) -> None:
         """Write the curves to a checkpoint, which is then complete."""
         if is_main():
-            write_json(checkpoint / _HISTORY, {"losses": self.losses, "monitors": self.monitors})
+            curves = {"losses": self.losses, "monitors": self.monitors}
+            write_json(checkpoint / _HISTORY, {"is_over": is_over, **curves})
 
-    def restore(self, checkpoint: Path) -> None:
-        """Read the curves of a complete checkpoint."""
+    def restore(self, checkpoint: Path) -> bool:
+        """Read the curves of a complete checkpoint; returns whether training was over by then."""
         kept = read_json(checkpoint / _HISTORY)
         self.losses, self.monitors = kept["losses"], kept["monitors"]
+        return bool(kept["is_over"])
 
 
 @dataclass(frozen=True)
@@ -191,20 +193,33 @@ def train(
     trainer.add_callback(_keeper(best, history, what))  # after the monitor; it completes a checkpoint
     try:
         with writing(folder), quiet_libraries(), _threads_of_tokenizers(arguments.dataloader_num_workers):
-            result = trainer.train(resume_from_checkpoint=_last_complete_checkpoint(folder))  # without bars
+            _train(trainer, history, monitor, _last_complete_checkpoint(folder), what)  # without bars
     except UnpicklingError as error:  # torch reads checkpoints with weights_only
         reason = f"a checkpoint in {folder} holds something else than numbers, which is not read"
         raise UserError(f"{reason}; delete that folder to train from the start.") from error
-    history.steps = trainer.state.global_step
-    history.seconds = float(result.metrics.get("train_runtime", 0.0))
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # otherwise it goes on with training's precision
     history.pace = clock.pace()
+    for measured in history.monitors:
+        best.see(measured)
     if settings.keep == "best" and best.file.exists():
         best.check()
         load_model(model, best.file)
         history.notes += best.notes(history)
     model.eval()
     return history
+
+
+def _train(trainer: Any, history: History, monitor: Monitor | None, checkpoint: Path | None, what: str) -> None:
+    """Train, from a checkpoint if there is one; from the last of all, the library would take one more step."""
+    if checkpoint is not None and history.restore(checkpoint):
+        trainer._load_from_checkpoint(str(checkpoint))
+        history.steps = _steps_of(checkpoint)
+        _check_weights(trainer.model, what, history.steps, trainer.args.learning_rate)
+        history.measure(history.steps, monitor)
+        return
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    history.steps = trainer.state.global_step
+    history.seconds = float(result.metrics.get("train_runtime", 0.0))
 
 
 def optimizer_steps(rows: int, settings: TrainingSettings) -> int:
@@ -391,20 +406,24 @@ def _threads_of_tokenizers(workers: int) -> Iterator[None]:
         del os.environ[name]
 
 
-def _last_complete_checkpoint(folder: Path) -> str | None:
+def _steps_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
+
+
+def _last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint; incomplete ones are deleted, so that nothing resumes from them."""
-    complete: list[tuple[int, Path]] = []
+    complete: list[Path] = []
     for checkpoint in folder.glob("checkpoint-*"):
         try:
             for name in ("trainer_state.json", _HISTORY):
                 json.loads((checkpoint / name).read_text(encoding="utf-8"))
             check_checksums(checkpoint, "training goes on from the one before, or from its start")
-            complete.append((int(checkpoint.name.split("-")[1]), checkpoint))
+            complete.append(checkpoint)
         except (OSError, ValueError, UserError) as error:
             if isinstance(error, UserError):
                 log(str(error), always=True)
             shutil.rmtree(checkpoint, ignore_errors=True)
-    return str(max(complete)[1]) if complete else None
+    return max(complete, key=_steps_of, default=None)
 
 
 class _Clock:
@@ -523,7 +542,8 @@ def _keeper(best: _Best, history: History, what: str) -> Any:
                     control.should_training_stop = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            history.keep(_checkpoint(args, state))
+            is_over = control.should_training_stop or state.global_step >= state.max_steps
+            history.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", is_over=is_over)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self._see()
@@ -533,10 +553,6 @@ def _keeper(best: _Best, history: History, what: str) -> Any:
                 best.see(history.monitors[-1])
 
     return Keeper()
-
-
-def _checkpoint(arguments: Any, state: Any) -> Path:
-    return Path(arguments.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def _interval(steps: int) -> int:
@@ -554,9 +570,7 @@ def _watcher(history: History, monitor: Monitor | None, what: str, clock: _Clock
             self.bar = bar(state.max_steps, what, "steps")
             self.bar.update(state.global_step)
             clock.start()
-            if state.global_step:
-                history.restore(_checkpoint(args, state))
-            else:
+            if not state.global_step:
                 self._record(state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +14,7 @@ from children import faults_library
 # Kinds of operations, as bits; faulty.c has the same.
 OPEN, WRITE, SYNC, RENAME, MAKE, REMOVE, READ_OPEN = (1 << bit for bit in range(7))
 CHANGES = OPEN | WRITE | SYNC | RENAME | MAKE | REMOVE
-NAMES = {
-    OPEN: "open",
-    WRITE: "write",
-    SYNC: "sync",
-    RENAME: "rename",
-    MAKE: "make",
-    REMOVE: "remove",
-    READ_OPEN: "read",
-}
+EVERY = CHANGES | READ_OPEN
 # Before the operation, or after half of it.
 KILL_BEFORE, KILL_WITHIN = -1, -2
 FOREVER = 1 << 40
@@ -40,12 +31,6 @@ class Fault:
     error: int
     kinds: int = CHANGES
 
-    def __str__(self) -> str:
-        what = {KILL_BEFORE: "killed before", KILL_WITHIN: "killed within"}.get(self.error) or errno.errorcode[
-            self.error
-        ]
-        return f"{what} operation {self.first}" + (" and later ones" if self.last == FOREVER else "")
-
 
 def killed(number: int, within: bool) -> Fault:
     """SIGKILL at an operation."""
@@ -56,7 +41,7 @@ def killed(number: int, within: bool) -> Fault:
 class Operation:
     """One that was counted."""
 
-    kind: str  # of `NAMES`
+    kind: int
     path: str  # below the folder
 
 
@@ -76,4 +61,4 @@ def arming(folder: Path, fault: Fault | None = None, log: Path | None = None, ki
 def operations(log: Path) -> list[Operation]:
     """What a child logged, in order."""
     lines = [line.split("\t", 2) for line in log.read_text().splitlines()] if log.exists() else []
-    return [Operation(NAMES[int(kind)], path) for _, kind, path in lines]
+    return [Operation(int(kind), path) for _, kind, path in lines]

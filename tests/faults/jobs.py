@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import textwrap
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import yaml
 from children import MAIN, Child
-from disk import Operation, arming, operations
+from disk import CHANGES, EVERY, Operation, arming, operations
 
 from retrodistill.core.files import read_json
 from retrodistill.evaluation.results import Results
@@ -83,7 +84,7 @@ OF_INDEX = {
     },
 }
 # Index adds and removes are calls in Python: each change is saved, in place of the index before.
-CHANGES = """
+CHANGE_INDEX = """
 from retrodistill.data import load_collection
 from retrodistill.data.texts import Texts
 from retrodistill.indexes import load_index
@@ -107,10 +108,22 @@ for number in range(12):
     query = {"query_id": f"t{number // 2}"} if number % 2 else {"query": f"a star of {number}"}
     if str(number) not in done:
         answer = client.post("/judge", json={**query, "document_id": f"d{number}", "relevance": number % 3})
+        if answer.status_code == 507:
+            raise UserError(answer.json()["error"]["message"])
         assert answer.status_code == 200, answer.text
         with confirmed.open("a") as file:
             file.write(f"{number}\\n")
 client.server.served.close()
+"""
+
+
+# Calls report errors as the command line does.
+AS_COMMAND = """
+from unittest import mock
+import retrodistill.cli
+from retrodistill.core.errors import UserError
+with mock.patch("retrodistill.cli.app", main):
+    retrodistill.cli.main()
 """
 
 
@@ -182,7 +195,7 @@ _JOBS = [
         f"index {_COLLECTION} --documents dense:bi-encoder --factory OPQ4,PQ4x4 --learn-queries --out index-learned",
         ("index-learned", "index-learned.queries"),
     ),
-    Job("change-index", "", ("index-dense",), ("index-dense",), CHANGES),
+    Job("change-index", "", ("index-dense",), ("index-dense",), CHANGE_INDEX),
     *(
         Job(f"export-{name}", f"export {given} {_COLLECTION} --out exported", ("exported",), (given.split()[0],))
         for name, given in _EXPORTS.items()
@@ -232,15 +245,17 @@ class Workshop:
         if not folder.exists():
             self.fill(job, folder)
             started = time.monotonic()
-            status, out, error = start(job, folder, arming(folder, log=self._done / f"{job.name}.log")).wait(300)
+            status, out, error = start(
+                job, folder, arming(folder, log=self._done / f"{job.name}.log", kinds=EVERY)
+            ).wait(300)
             assert status == 0, f"{job.name}: exit status {status}\n{out}\n{error}"
             self._seconds[job.name] = time.monotonic() - started
         return folder
 
-    def operations(self, job: Job) -> list[Operation]:
-        """What an uninterrupted run of the job changes on disk, in order."""
+    def operations(self, job: Job, kinds: int = CHANGES) -> list[Operation]:
+        """What an uninterrupted run of the job does on disk, in order; by default, what it changes there."""
         self.finished(job)
-        return operations(self._done / f"{job.name}.log")
+        return [one for one in operations(self._done / f"{job.name}.log") if one.kind & kinds]
 
     def seconds(self, job: Job) -> float:
         """How long an uninterrupted run of the job takes."""
@@ -262,14 +277,16 @@ class Workshop:
 def start(job: Job, folder: Path, before: str = "", environment: dict[str, str] | None = None) -> Child:
     """The job in a process of its own; `before` is Python code that runs there first."""
     own = {"RETRODISTILL_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), **(environment or {})}
-    code = f"import os, tempfile\nos.chdir({str(folder)!r})\ntempfile.tempdir = None\n{before}\n{job.code}"
+    here = f"import os, tempfile\nos.chdir({str(folder)!r})\ntempfile.tempdir = None\n"
+    code = job.code if job.command else f"def main(_):\n{textwrap.indent(job.code, '    ')}\n{AS_COMMAND}"
+    code = f"{here}{before}\n{code}"
     return Child(code, *job.argv, environment=own)
 
 
 def differences(one: Path, other: Path, job: Job) -> list[str]:
     """Where what two runs of a job wrote differs, apart from times: their output, and the rows in their caches."""
     found = []
-    for what, read in (("", partial(_written, job=job)), ("rows of cache/", stored_rows)):
+    for what, read in (("", partial(written, job=job)), ("rows of cache/", stored_rows)):
         first, second = read(one), read(other)
         for name in sorted({*first, *second}):
             if name not in first or name not in second:
@@ -303,7 +320,7 @@ def stored_rows(folder: Path) -> dict[str, list[str]]:
     return {path.relative_to(cache).as_posix(): sorted(of_store) for path, of_store in rows.items()}
 
 
-def _written(folder: Path, job: Job) -> dict[str, str | bytes]:
+def written(folder: Path, job: Job) -> dict[str, str | bytes]:
     """The content of each file that a job wrote, by name."""
     places = [folder / name for name in job.writes]
     files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]

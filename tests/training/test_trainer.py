@@ -227,6 +227,13 @@ class TestResuming:
         assert digest(again) == digest(first)
         assert history.steps == 16
 
+    def test_not_even_by_a_step_where_an_epoch_had_more(self, tiny_model, texts, targets, tmp_path):
+        settings = SETTINGS.model_copy(update={"max_steps": 3, "schedule": "constant"})
+        first, whole = aligned(tiny_model, texts, targets, tmp_path / "work", settings)
+        again, history = aligned(tiny_model, texts, targets, tmp_path / "work", settings)
+        assert digest(again) == digest(first)
+        assert (history.steps, history.losses) == (3, whole.losses)
+
     def test_an_earlier_checkpoint_leads_to_the_same_bytes_and_a_torn_one_is_skipped(
         self, tiny_model, texts, targets, tmp_path
     ):
