@@ -208,7 +208,7 @@ class Folder:
         with atomic_folder(self._place(row.name)) as temporary:
             if measured.per_query is not None:
                 _write_values(measured.per_query, temporary / PER_QUERY)
-            self._manifest(row.name, fingerprint or "unknown", about).write(temporary, FILE_NAME)
+            self._manifest(row.name, fingerprint or "unknown", about).with_files(temporary).write(temporary, FILE_NAME)
         return replace(measured, run=file)
 
     def before(self, names: Iterable[str]) -> dict[str, Measured]:
@@ -225,12 +225,14 @@ class Folder:
 
     def _read(self, name: str, place: Path) -> Measured | None:
         """The content of a system's folder; None if its run is missing or was changed."""
-        about = Manifest.read(place).about
+        manifest = Manifest.read(place)
+        about = manifest.about
         run = self.path / "runs" / about["run"]
         if not is_file_name(about["run"]):
             return None
         try:
             check_files(run.parent, {run.name: about["checksum"]}, _ADVICE)
+            manifest.check_files(place, _ADVICE)
             table = _read_values(place / PER_QUERY) if (place / PER_QUERY).is_file() else None
         except DamagedError as error:
             log(f"{error} It is measured again.", always=True)

@@ -36,9 +36,7 @@ class _Format(NamedTuple):
     write: Callable[[Run, Path, bool], None]  # run, file, whether to compress
 
 
-def read_run(
-    path: str | os.PathLike[str], name: str | None = None, *, may_be_empty: bool = False, owner: str = ""
-) -> Run:
+def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_empty: bool = False) -> Run:
     """Read a run file: TREC (.run, .trec, .txt, .tsv) or JSONL (.jsonl), both optionally as .gz, or Parquet (.parquet).
 
     TREC's rank column is ignored: scores determine the order, with ties by ascending document id.
@@ -47,7 +45,6 @@ def read_run(
         path: The file.
         name: Name of the run; by default the name in the file, else the file's name.
         may_be_empty: Accept a file without rows, such as the results of a system that found nothing.
-        owner: Of a Parquet file, as in `write_run`.
 
     Raises:
         UserError: The file is missing, malformed (the message names the line) or empty, has an unknown extension, or
@@ -59,7 +56,7 @@ def read_run(
     form = _format_of(path)
     try:
         if path.suffix == ".parquet":
-            map_sealed(path, owner=owner, advice=_ADVICE).verify()
+            map_sealed(path, advice=_ADVICE).verify()
         run = form.read(path, name)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
@@ -71,11 +68,10 @@ def read_run(
     return run
 
 
-def write_run(run: Run, path: str | os.PathLike[str], *, owner: str = "") -> None:
+def write_run(run: Run, path: str | os.PathLike[str]) -> None:
     """Write a run in rank order and in the format of the file's extension, atomically.
 
-    A Parquet file has checksums, which readers verify; with an `owner`, such as a key of what the run was made from,
-    only those that give the same.
+    A Parquet file has checksums, which `read_run` verifies.
 
     TREC and JSONL store scores exactly (the shortest text that reads back as the same number). An unknown extension, an
     id with a space in TREC, or a folder that is not writable is a `UserError`.
@@ -85,7 +81,7 @@ def write_run(run: Run, path: str | os.PathLike[str], *, owner: str = "") -> Non
     with atomic_file(path) as temporary:
         form.write(run.ranked(), temporary, path.suffix == ".gz")
         if path.suffix == ".parquet":
-            seal(temporary, owner=owner)
+            seal(temporary)
 
 
 def save_run(run: Run, stem: Path) -> Path:

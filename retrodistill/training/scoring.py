@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from retrodistill.candidates.mining import distinct_documents, mine, with_positives
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.candidates.selection import Budget, choose_pairs, labeled
-from retrodistill.core.checksums import DamagedError
+from retrodistill.core.checksums import map_sealed
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import digest, read_json, write_json
 from retrodistill.core.runtime import log
@@ -158,8 +158,12 @@ def scored_candidates(
     about = path.with_suffix(".json")
     if path.exists():
         try:
-            return read_run(path, owner=path.stem), read_json(about)["notes"] if about.exists() else []
-        except DamagedError as error:
+            run, said = read_run(path), read_json(about) if about.exists() else {}
+            is_old = "run" not in said and map_sealed(path, advice="").blocks is None  # of version 0.1.0
+            if is_old or said.get("run") == run.fingerprint:
+                return run, said.get("notes", [])
+            log(f"{path} and {about.name} do not belong together; candidates are chosen again", always=True)
+        except UserError as error:  # one is cut short or altered
             log(str(error), always=True)
     pairs, notes, free = candidate_pairs(stage, data, texts)
     if scores is None:
@@ -170,9 +174,8 @@ def scored_candidates(
         run = pairs.with_scores(found, data.teacher.name)
     if free is not None:
         run = _with_lowest(run, free)
-    if notes:
-        write_json(about, {"notes": notes})
-    write_run(run, path, owner=path.stem)  # last, so that its presence means that the notes are complete
+    write_json(about, {"notes": notes, "run": run.fingerprint})
+    write_run(run, path)  # last, so that its presence means that the notes are complete
     return run, notes
 
 
@@ -308,10 +311,7 @@ def _within_budget(stage: StageSettings, data: TrainingData, texts: Texts, pool:
 
 def _bought(data: TrainingData, texts: Texts) -> Run | None:
     """The pairs of the texts that the student's earlier stages bought from the teacher; None for none."""
-    runs = [
-        scored_by_teacher(read_run(data.folder / _SCORES / name, owner=Path(name).stem)).select(texts.ids)
-        for name in data.bought
-    ]
+    runs = [scored_by_teacher(read_run(data.folder / _SCORES / name)).select(texts.ids) for name in data.bought]
     return align(runs, "bought")[0] if runs else None
 
 

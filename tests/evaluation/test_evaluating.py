@@ -281,3 +281,15 @@ class TestMistakes:
         (tmp_path / "twice.run").write_text("t0 Q0 d0 1 2.0 x\nt0 Q0 d0 2 1.0 x\n")
         with pytest.raises(UserError, match="1 pairs appear twice, first query 't0' with document 'd0'"):
             evaluate(f"run:{tmp_path / 'twice.run'}", tiny)
+
+
+@pytest.mark.parametrize("damage", ["gone", "altered"])
+@pytest.mark.parametrize("name", ["runs/bm25.run", "systems/bm25/per-query.parquet"])
+def test_what_is_damaged_is_named_and_measured_again(tiny, tmp_path, name, damage, capsys):
+    wanted = evaluate("bm25", tiny, measures=["ndcg@10"], out=tmp_path)
+    file = next(tmp_path.rglob(name.partition("/")[2]))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink() if damage == "gone" else file.write_bytes(content)
+    assert evaluate("bm25", tiny, measures=["ndcg@10"], out=tmp_path).means == wanted.means
+    assert f"{file} is damaged" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 
 MOMENTS = int(os.environ.get("FAULTS_MOMENTS", "10"))
+FILES = int(os.environ.get("FAULTS_FILES", "10"))  # that are damaged, of all jobs in turn
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 
 counted: Counter[str] = Counter()
