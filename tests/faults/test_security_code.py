@@ -178,6 +178,7 @@ class TestLoading:
 
 
 TRAINED = """
+import shutil
 import numpy as np
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.training.loss import DistillationLoss, Term, TeacherVectors
@@ -192,8 +193,9 @@ def trained(epochs):
     settings = TrainingSettings(epochs=epochs, batch_size=4)
     return train(model, loss, TextColumns({'text': ['heart'] * 40}, range(40)), settings, work)
 trained(1)
-assert list(work.glob('checkpoint-*/optimizer.pt'))
-assert trained(2).steps == 20  # ten of them from the checkpoint
+shutil.rmtree(work / 'checkpoint-10')  # as if it was killed before the last one
+assert (work / 'checkpoint-8' / 'optimizer.pt').is_file()
+assert trained(1).steps == 10
 """
 
 
@@ -226,6 +228,7 @@ class TestAttacks:
             namespace,
         )
         namespace["trained"](1)
+        shutil.rmtree(tmp_path / "work" / "checkpoint-10")  # as if it was killed before the last one
         checkpoints = list((tmp_path / "work").glob("checkpoint-*"))
         assert checkpoints
         for checkpoint in checkpoints:
@@ -233,7 +236,7 @@ class TestAttacks:
             (checkpoint / "checksums.json").unlink()
             write_checksums(checkpoint, but="rng_state")  # as an attacker would
         with pytest.raises(UserError):
-            namespace["trained"](2)
+            namespace["trained"](1)
         assert not (tmp_path / "ran").exists()
 
     def test_a_point_of_qdrant_that_is_code_is_refused(self, tmp_path, tiny, tiny_model):
