@@ -72,6 +72,10 @@ class Child:
     def kill(self):
         self._process.kill()
 
+    def said(self):
+        """What it has printed so far."""
+        return Path(self._files[0].name).read_text()
+
     def wait(self, seconds=120):
         """Its exit status, what it printed, and what it said on standard error."""
         self._process.join(seconds)

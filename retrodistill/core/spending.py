@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -13,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from retrodistill.core.disk import writing
 from retrodistill.core.errors import UserError
 from retrodistill.core.settings import Settings
 
@@ -82,7 +85,8 @@ class Spending:
 
     Attributes:
         limits: Checked before each request, with what requests in flight are expected to cost.
-        ledger: JSON lines of what each request cost, appended as it is answered; a later run reads it first.
+        ledger: JSON lines of what each request cost, appended as it is answered; a later run reads it first. While it
+            cannot be written, no request is sent, since it would be forgotten.
     """
 
     limits: SpendingSettings = field(default_factory=SpendingSettings)
@@ -91,6 +95,7 @@ class Spending:
     def __post_init__(self) -> None:
         self.models: dict[str, Spent] = read_ledger(self.ledger) if self.ledger is not None else {}
         self._reserved = Spent()
+        self._unwritten: list[bytes] = []  # lines of the ledger
         self._lock = threading.Lock()
 
     @property
@@ -105,8 +110,9 @@ class Spending:
         """Set the expected cost (dollars, None without a price) of a request aside before it is sent.
 
         Raises:
-            UserError: It would exceed a limit, or there is a limit of cost and no price.
+            UserError: It would exceed a limit, there is a limit of cost and no price, or the ledger cannot be written.
         """
+        self.keep()
         with self._lock:
             total, limits = self.total, self.limits
             sent = total.requests + self._reserved.requests
@@ -134,10 +140,21 @@ class Spending:
         with self._lock:
             self._reserved.add(Spent(requests=-1, cost=-(reserved or 0.0)))
             self.models.setdefault(model, Spent()).add(spent)
-            if self.ledger is not None:
+            line = json.dumps({"model": model, **asdict(spent)}, ensure_ascii=False) + "\n"
+            self._unwritten.append(line.encode())
+        with contextlib.suppress(UserError):  # the answer is paid for and must be kept; the next request fails
+            self.keep()
+
+    def keep(self) -> None:
+        """Write the ledger, as far as it is not written; a UserError if that is impossible."""
+        with self._lock:
+            if self.ledger is None or not self._unwritten:
+                return
+            with writing(self.ledger):
                 self.ledger.parent.mkdir(parents=True, exist_ok=True)
-                with self.ledger.open("a", encoding="utf-8") as file:  # one write, which a kill leaves whole
-                    file.write(json.dumps({"model": model, **asdict(spent)}, ensure_ascii=False) + "\n")
+                while self._unwritten:
+                    _append(self.ledger, self._unwritten[0])
+                    del self._unwritten[0]
 
     def to_json(self) -> dict[str, Any]:
         """The sums by model, for results."""
@@ -153,6 +170,16 @@ def read_ledger(path: Path) -> dict[str, Spent]:
                 content = json.loads(line)
                 models.setdefault(content.pop("model"), Spent()).add(Spent(**content))
     return models
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append a line by one write, which a kill leaves whole; on a new line where a full disk has cut the last one."""
+    with path.open("a+b", buffering=0) as file:
+        if size := file.seek(0, os.SEEK_END):
+            file.seek(size - 1)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 _CURRENT: ContextVar[Spending] = ContextVar("spending", default=Spending())  # noqa: B039 - one for the process
@@ -171,5 +198,6 @@ def spend(limits: SpendingSettings | None = None, *, ledger: Path | None = None,
     token = _CURRENT.set(spending)
     try:
         yield spending
+        spending.keep()
     finally:
         _CURRENT.reset(token)

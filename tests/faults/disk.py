@@ -15,8 +15,8 @@ from children import faults_library
 OPEN, WRITE, SYNC, RENAME, MAKE, REMOVE, READ_OPEN = (1 << bit for bit in range(7))
 CHANGES = OPEN | WRITE | SYNC | RENAME | MAKE | REMOVE
 EVERY = CHANGES | READ_OPEN
-# Before the operation, or after half of it.
-KILL_BEFORE, KILL_WITHIN = -1, -2
+# Before the operation, or after half of it; and a signal before it, e.g. SIGNAL - SIGTERM.
+KILL_BEFORE, KILL_WITHIN, SIGNAL = -1, -2, -100
 FOREVER = 1 << 40
 
 needs_faults = pytest.mark.skipif(faults_library() is None, reason="needs Linux and a C compiler")
@@ -24,7 +24,7 @@ needs_faults = pytest.mark.skipif(faults_library() is None, reason="needs Linux 
 
 @dataclass(frozen=True)
 class Fault:
-    """Operations `first` to `last` of some kinds, from 0, fail with an errno, or the process is killed."""
+    """Operations `first` to `last` of some kinds, from 0, fail with an errno, or the process gets a signal."""
 
     first: int
     last: int
@@ -35,6 +35,11 @@ class Fault:
 def killed(number: int, within: bool) -> Fault:
     """SIGKILL at an operation."""
     return Fault(number, number, KILL_WITHIN if within else KILL_BEFORE)
+
+
+def signaled(number: int, signal: int) -> Fault:
+    """A signal to the process before an operation."""
+    return Fault(number, number, SIGNAL - signal)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@
 
 /* Kinds of operations, as bits; tests/faults/disk.py has the same. */
 enum { OPEN = 1, WRITE = 2, SYNC = 4, RENAME = 8, MAKE = 16, REMOVE = 32, READ_OPEN = 64 };
-/* What happens instead of an errno. */
-enum { KILL_BEFORE = -1, KILL_WITHIN = -2 };
+/* What happens instead of an errno; below SIGNAL, that signal is sent before the operation, e.g. SIGNAL - SIGTERM. */
+enum { KILL_BEFORE = -1, KILL_WITHIN = -2, SIGNAL = -100 };
 
 static char root[PATH_MAX];
 static size_t root_length;
@@ -104,6 +104,10 @@ static int broken(int kind, const char *path) {
     return 0;
   if (fault == KILL_BEFORE)
     die();
+  if (fault < SIGNAL) {
+    kill(armed, SIGNAL - fault);
+    return 0;
+  }
   return fault;
 }
 
