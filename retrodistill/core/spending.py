@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import parse_json
 from retrodistill.core.settings import Settings
 
 LEDGER = "spending.jsonl"
@@ -148,9 +149,9 @@ def read_ledger(path: Path) -> dict[str, Spent]:
     """The sums by model of a ledger; a line that a full disk cut short is left out."""
     models: dict[str, Spent] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-                content = json.loads(line)
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                content = parse_json(line)
                 models.setdefault(content.pop("model"), Spent()).add(Spent(**content))
     return models
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property
@@ -214,6 +215,8 @@ class TextModel:
         width = self.model.get_embedding_dimension()
         if width is None:
             raise UserError(f"model {self.name} does not say its embedding dimension; its last module must.")
+        if not isinstance(width, numbers.Integral) or isinstance(width, bool) or width < 1:
+            raise UserError(f"model {self.name} says that its embedding dimension is {width!r}; correct its files.")
         return int(width)
 
     @property
