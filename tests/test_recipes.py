@@ -330,6 +330,11 @@ class TestFiles:
         with pytest.raises(UserError, match=r"cannot read .*r.yaml: .*utf-8"):
             load_recipe(tmp_path / "r.yaml")
 
+    @pytest.mark.parametrize("given", [{"evaluation": {"truncations": [2**63]}}, {"passages": f"{'9' * 30},1"}])
+    def test_integers_beyond_64_bits(self, content, given):
+        with pytest.raises(UserError, match=r"(truncations|words) holds .*64 bits"):
+            parse_recipe(content | given)
+
     def test_settings_are_frozen(self, content):
         with pytest.raises(ValueError, match=r"frozen"):
             parse_recipe(content).name = "y"

@@ -1,7 +1,7 @@
 """Hostile input of every kind ends in one line with exit status 2, or in a correct result.
 
-``make faults`` runs the cases that the seed FAULTS_SEED, 0 by default, draws from each family; FAULTS_CASES is their
-number in each, all with a large one.
+The long part takes the cases that the seed FAULTS_SEED, 0 by default, draws from each family; FAULTS_CASES is their
+number in each, a large one for all of them.
 """
 
 import os
@@ -11,14 +11,15 @@ import pytest
 from hostile_artifacts import write_runs
 from hostile_cases import FAMILIES
 from hostile_runner import BYTES, SECONDS, Case, Ended, problem_of, run_cases
+from long import SEED, record
 
 pytestmark = pytest.mark.xdist_group("children")
 
 
 def wrong(artifacts, folder, family, most, **options):
-    seed = os.environ.get("FAULTS_SEED", "0")
-    problems = run_cases("hostile_cases", [str(artifacts), family, most, seed], folder, **options)
+    problems = run_cases("hostile_cases", [str(artifacts), family, most, str(SEED)], folder, **options)
     assert problems
+    record("hostile cases", len(problems))
     return "\n".join(f"{name}: {problem}" for name, problem in problems.items() if problem)
 
 
