@@ -19,6 +19,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
+        message = message.encode("utf-8", "backslashreplace").decode()  # a value in it may be half a character
         left_out = len(message) - _FIRST - _LAST
         super().__init__(message if left_out <= 0 else f"{message[:_FIRST]}... {message[-_LAST:]}")
 

