@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import check_replaceable, exclusive, read_json
+from retrodistill.core.files import check_replaceable, exclusive, path_of, read_json
 from retrodistill.core.runtime import is_main, log
 from retrodistill.core.settings import validated
 from retrodistill.data import Collection, load_collection
@@ -171,5 +171,5 @@ def evaluate(  # noqa: PLR0913 - one option each
 
 def write_report(folder: str | os.PathLike[str]) -> None:
     """Write report.html next to the results.json of an evaluated folder."""
-    place = Path(folder).expanduser()
+    place = path_of(folder)
     write_page(Results.from_json(read_json(place / "results.json")), place / "report.html")

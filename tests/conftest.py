@@ -13,10 +13,17 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models spend their time waiting for each other's threads otherwise
 
 import pytest
+from hypothesis import HealthCheck, settings
 from topics import FILLERS, TOPICS
 
 from retrodistill.core.runtime import set_quiet
 from retrodistill.data import Collection, load_collection
+
+# The same examples every time; `make faults` takes more of them, by --hypothesis-profile=long.
+_PROPERTIES = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("short", max_examples=25, **_PROPERTIES)
+settings.register_profile("long", max_examples=1000, **_PROPERTIES)
+settings.load_profile("short")
 
 _MADE_HERE = {}  # folders of models that no test changes, with their class
 

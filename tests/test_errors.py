@@ -20,3 +20,14 @@ class TestSampleOf:
         assert sample_of("abc") == "'a', 'b', 'c'"
         assert sample_of(range(7)) == "'0', '1', '2' and 4 more"
         assert sample_of(iter("ab"), shown=1) == "'a' and 1 more"
+
+
+class TestLength:
+    def test_a_long_value_does_not_hide_what_to_do(self):
+        error = str(UserError(f"x.jsonl, line 3: {'y' * 10**6}; expected a number."))
+        assert error.startswith("x.jsonl, line 3: yyy")
+        assert error.endswith("yyy; expected a number.")
+        assert len(error) < 2100
+
+    def test_what_is_like_no_name_is_not_looked_for(self):
+        assert "Did you mean" not in str(unknown("objective", "kl" * 1000, ["kl"]))

@@ -16,8 +16,10 @@ from retrodistill.core.files import (
     digest,
     file_digest,
     make_folder,
+    path_of,
     read_json,
     read_whole,
+    short_text,
     write_json,
 )
 
@@ -204,8 +206,12 @@ class TestReadWhole:
                 self.replace(tmp_path / "out", "new")
             raise ValueError(len(calls))
 
-        with pytest.raises(ValueError, match="2"):
+        with pytest.raises(UserError, match=r"out is damaged or was altered \(ValueError: 2\)"):
             read_whole(tmp_path / "out", read)
+
+    def test_an_error_is_itself_where_there_is_no_folder(self, tmp_path):
+        with pytest.raises(KeyError):
+            read_whole(tmp_path / "nowhere", lambda: {}["x"])
 
     def test_one_that_is_replaced_during_each_call_is_refused(self, tmp_path):
         self.replace(tmp_path / "out", "old")
@@ -285,3 +291,29 @@ class TestDigests:
         (tmp_path / "a").write_bytes(b"abc" * 100000)
         assert file_digest(tmp_path / "a", "sha256") == hashlib.sha256(b"abc" * 100000).hexdigest()
         assert file_digest(tmp_path / "a") == hashlib.blake2b(b"abc" * 100000).hexdigest()
+
+
+class TestInput:
+    """What cannot be a file is refused where it is given."""
+
+    @pytest.mark.parametrize("given", ["x" * 300, "a/" * 3000, "a\0b", "\udcff", "~nobody-at-all/x"], ids=ascii)
+    def test_paths_that_no_file_has(self, given):
+        with pytest.raises(UserError, match=r"long|NUL|UTF-8|home") as refused:
+            path_of(given)
+        str(refused.value).encode()
+        assert len(str(refused.value)) < 2100
+
+    @pytest.mark.parametrize("read", [short_text, read_json, file_digest])
+    def test_a_pipe_or_a_device_is_not_read(self, tmp_path, read):
+        os.mkfifo(tmp_path / "pipe")
+        for place in (tmp_path / "pipe", "/dev/zero"):
+            with pytest.raises(UserError, match="a pipe, a socket, or a device"):
+                read(place)
+
+    def test_a_text_that_no_person_wrote(self, tmp_path):
+        (tmp_path / "long").write_bytes(b"x" * (1 << 20 | 1))
+        with pytest.raises(UserError, match="larger than 1 MiB"):
+            short_text(tmp_path / "long")
+        (tmp_path / "binary").write_bytes(b"\xff")
+        with pytest.raises(UserError, match=r"cannot read .*binary"):
+            short_text(tmp_path / "binary")

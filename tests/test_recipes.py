@@ -327,8 +327,13 @@ class TestFiles:
 
     def test_what_is_not_text(self, tmp_path):
         (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00\x01")
-        with pytest.raises(UserError, match=r"r.yaml is not YAML"):
+        with pytest.raises(UserError, match=r"cannot read .*r.yaml: .*utf-8"):
             load_recipe(tmp_path / "r.yaml")
+
+    @pytest.mark.parametrize("given", [{"evaluation": {"truncations": [2**63]}}, {"passages": f"{'9' * 30},1"}])
+    def test_integers_beyond_64_bits(self, content, given):
+        with pytest.raises(UserError, match=r"(truncations|words) holds .*64 bits"):
+            parse_recipe(content | given)
 
     def test_settings_are_frozen(self, content):
         with pytest.raises(ValueError, match=r"frozen"):

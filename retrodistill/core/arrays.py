@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import tokenize
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError
 
-_FAILURES = (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, pa.ArrowException, TypeError, SyntaxError)
+_FAILURES = (
+    *(ValueError, EOFError, OSError, MemoryError, RecursionError, TypeError, SyntaxError, tokenize.TokenError),
+    *(zipfile.BadZipFile, pa.ArrowException),
+)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -65,6 +70,26 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
 
 
+def read_parquet(
+    path: str | os.PathLike[str], columns: Sequence[str] | None = None, advice: str = "make it again"
+) -> pa.Table:
+    """The table of a Parquet file, or of a folder of them, whose texts are UTF-8.
+
+    Raises:
+        UserError: The file is absent, cut short, altered, or of another format, or lacks one of the `columns`. The
+            message ends in the `advice`.
+    """
+    try:
+        table = pq.read_table(path, columns=None if columns is None else list(columns))
+        table.validate(full=True)  # Parquet's reader takes any bytes for a text
+    except _FAILURES as error:
+        raise UserError(f"{path} is not a whole Parquet file ({_reason(error)}); {advice}.") from error
+    if lacking := [name for name in columns or () if name not in table.column_names]:
+        found = ", ".join(table.column_names) or "none"
+        raise UserError(f"{path} has no column {lacking[0]!r} (columns: {found}); {advice}.")
+    return table
+
+
 def check_table(table: pa.Table) -> None:
     """Check that the offsets and indices of a memory-mapped table all lie within its data.
 
@@ -99,5 +124,8 @@ def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"no file {path}; make it again.") from error
     except _FAILURES as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{path} is cut short or altered ({reason}); delete it and make it again.") from error
+        raise UserError(f"{path} is cut short or altered ({_reason(error)}); delete it and make it again.") from error
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

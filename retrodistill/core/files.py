@@ -47,6 +47,7 @@ Value = TypeVar("Value")
 
 CHECKSUMS = "checksums.json"  # of the other files of a folder
 CHECKSUM = "checksum"  # last key of a JSON object that is written
+_MOST_BYTES = 1 << 20  # of a file that a person wrote
 _BLOCK = 4096  # texts that are fingerprinted at once
 _MARK, _ENDING, _OLD = ".retrodistill-", ".part", ".old"  # of temporary names; the last one of a folder being replaced
 _SYNCED = 8  # files whose way to the disk is waited for at once
@@ -60,14 +61,37 @@ _NOT_OURS = (
 )
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _WAIT_SECONDS = 1.0  # before a log line says that another process has a lock
+# What code raises that meets a value of a file of another type or size than it was written with.
+_ALTERED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, EOFError, UserError)
 _READS = 10  # of a folder that is replaced during each of them
 _BETWEEN_SECONDS = 1.0  # that a folder may be absent between the two renames of a writer
 
 
+def path_of(given: str | os.PathLike[str]) -> Path:
+    """The path that a user gave, where ``~`` is a home folder; a `UserError` for one that cannot be used.
+
+    No file has a path that is too long or with a NUL character, and Arrow and FAISS open none that is not UTF-8.
+    """
+    try:
+        path = Path(given).expanduser()
+        str(path).encode()
+        os.lstat(path)
+    except RuntimeError as error:
+        raise UserError(f"{given}: there is no such home folder; give the whole path.") from error
+    except ValueError as error:
+        problem = "is not UTF-8" if isinstance(error, UnicodeError) else "has a NUL character"
+        raise UserError(f"the path {str(given)!a} {problem}; rename it.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{str(given)[:60]}...: a path of {len(str(given))} characters is too long.") from error
+    return path
+
+
 def cache_folder() -> Path:
     """The cache that all recipes share: ``RETRODISTILL_CACHE``, or the platform's user cache folder."""
+    given = os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")
     try:
-        return Path(os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")).expanduser()
+        return path_of(Path(given).expanduser())
     except RuntimeError as error:  # a container may run as a user that the system does not know
         raise UserError("this user has no home folder to keep a cache in; set RETRODISTILL_CACHE to one.") from error
 
@@ -89,7 +113,7 @@ def throw_away_cache() -> Iterator[Path]:
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Create a folder and its parents."""
-    folder = Path(path).expanduser()
+    folder = path_of(path)
     refuse_links_of_others(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,13 +220,21 @@ def read_whole(folder: str | os.PathLike[str], read: Callable[[], Value]) -> Val
     the same. Files that are open or memory-mapped afterwards keep their content.
 
     Raises:
-        UserError: The folder was replaced during each of ten calls.
+        UserError: The folder was replaced during each of ten calls; or something in it is of another type or size than
+            what is written there, which can come out anywhere in reading.
     """
-    place = Path(folder).expanduser()
+    place = path_of(folder)
     for _ in range(_READS):
         with _held_open(place) as version:
             try:
                 value = read()
+            except _ALTERED as error:
+                if version == _version(place):
+                    if version is None or isinstance(error, UserError):
+                        raise
+                    reason = (str(error).splitlines() or [""])[0][:160]
+                    problem = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+                    raise UserError(f"{place} is damaged or was altered ({problem}); make it again.") from error
             except Exception:
                 if version == _version(place):
                     raise
@@ -239,7 +271,7 @@ def _version(folder: Path) -> tuple[int, int] | None:
 
 
 def _behind_link(path: str | os.PathLike[str]) -> Path:
-    place = Path(path).expanduser()
+    place = path_of(path)
     refuse_links_of_others(place)
     return Path(os.path.realpath(place)) if place.is_symlink() else place
 
@@ -408,7 +440,7 @@ def check_checksums(folder: Path, advice: str) -> None:
 
 def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     """Check that a folder is absent, empty, or holds an older artifact, which alone contains a file named `mark`."""
-    folder = Path(path).expanduser()
+    folder = path_of(path)
     folder = folder if folder.name else folder.resolve()  # "." has no name for the temporary folder next to it
     if folder.is_dir():
         # a writer that is killed at once leaves its lock and temporary files
@@ -425,7 +457,7 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
 def lock_file(path: str | os.PathLike[str]) -> filelock.BaseFileLock:
     """A lock for `locked`, which a thread that has it may take again; its file is made for it and stays."""
     # In place of locks that the file system lacks, filelock makes files, which stay when their process is killed.
-    return filelock.FileLock(Path(path).expanduser(), fallback_to_soft=False)
+    return filelock.FileLock(path_of(path), fallback_to_soft=False)
 
 
 @contextlib.contextmanager
@@ -466,7 +498,7 @@ def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
     if not is_main():
         yield
         return
-    place = Path(path).expanduser()
+    place = path_of(path)
     folder = make_folder(place.parent)
     with contextlib.ExitStack() as stack:
         try:
@@ -502,12 +534,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; the checksum that `write_json` added is verified and left out."""
     try:
         # editors of Windows add a byte order mark
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+        content = parse_json(input_file(path_of(path)).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"no file {path}.") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error, Path(path).parent)}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); it may be cut short: delete it and make it again.") from error
     if isinstance(content, dict) and str(content.get(CHECKSUM)).startswith(PREFIX):
         wanted = content.pop(CHECKSUM)
@@ -519,6 +551,37 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def _json_checksum(content: Any) -> str:
     return checksum(json.dumps(content).encode())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; whatever is wrong with it, too many digits or levels included, is a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def short_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file that a person wrote: settings, a prompt, or a key.
+
+    Raises:
+        UserError: It cannot be read, is larger than 1 MiB, or is not UTF-8.
+    """
+    file = input_file(path_of(path))
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path} is larger than {_MOST_BYTES >> 20} MiB; give a file that a person wrote.")
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # a path may hold a NUL character
+        reason = reason_of(error, file.parent) if isinstance(error, OSError) else str(error)
+        raise UserError(f"cannot read {path}: {reason}.") from error
+
+
+def input_file(path: Path) -> Path:
+    """The path, or a `UserError` for a pipe, socket, or device, which may have no end; a missing one is no error."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is a pipe, a socket, or a device; give a file.")
+    return path
 
 
 def digest(*parts: object) -> str:
@@ -539,8 +602,12 @@ def texts_digest(texts: Sequence[str]) -> str:
 
 def file_digest(path: str | os.PathLike[str], algorithm: str = "blake2b") -> str:
     """Hexadecimal digest of a file's bytes, read in chunks."""
-    with Path(path).expanduser().open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+    with input_file(path_of(path)).open("rb") as file:
+        try:
+            return hashlib.file_digest(file, algorithm).hexdigest()
+        except OSError as error:
+            error.filename = str(path)  # which errors of reading lack
+            raise
 
 
 def content_digest(path: str | os.PathLike[str]) -> str:

@@ -12,7 +12,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
@@ -21,7 +20,7 @@ import requests
 from pydantic import ConfigDict, Field, field_validator
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest
+from retrodistill.core.files import digest, parse_json, path_of, short_text
 from retrodistill.core.settings import Settings, validated
 from retrodistill.core.spending import Bill, Spending, Spent
 from retrodistill.core.yaml_files import read_yaml
@@ -74,9 +73,9 @@ class ApiSettings(Settings):
     """Texts, or documents of one query, per request."""
     concurrency: int = Field(default=4, ge=1, le=256)
     """Requests at the same time."""
-    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    requests_per_minute: Annotated[float, Field(ge=0.001)] | None = None
     """Limit of the rate."""
-    timeout: float = Field(default=60, gt=0)
+    timeout: float = Field(default=60, gt=0, le=86_400)
     """Seconds without a byte of the answer after which a request is repeated."""
     retries: int = Field(default=6, ge=0)
     """Times that a request is repeated after an error of the server or the network, with growing pauses."""
@@ -129,9 +128,18 @@ class ApiSettings(Settings):
         if expression is not None:
             try:
                 jmespath.compile(expression)
-            except jmespath.exceptions.JMESPathError as error:
+            except (jmespath.exceptions.JMESPathError, RecursionError) as error:
                 raise ValueError(f"{expression!r} is not JMESPath ({str(error).splitlines()[0]})") from error
         return expression
+
+    @field_validator("body", "extra")
+    @classmethod
+    def _is_json(cls, content: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"it cannot be sent as JSON ({error})") from error
+        return content
 
     @property
     def fingerprint(self) -> str:
@@ -175,13 +183,10 @@ def read_api(name: str, settings: type[Api]) -> Api:
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
         return validated(settings, {"url": url, "model": model}, without_secret(name), "setting")
-    path = Path(name).expanduser()
-    try:
-        content = read_yaml(path.read_text(encoding="utf-8"), name)
-    except OSError as error:
-        raise UserError(f"no settings file {name}; give URL#MODEL, or a YAML file with url and model.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 ({error}); give url: ... and model: ...") from error
+    path = path_of(name)
+    if not path.exists():
+        raise UserError(f"no settings file {name}; give URL#MODEL, or a YAML file with url and model.")
+    content = read_yaml(short_text(path), name)
     if not isinstance(content, dict):
         raise UserError(f"{name} holds {type(content).__name__}; give url: ... and model: ...")
     return validated(settings, content, name, "setting")
@@ -398,8 +403,8 @@ class Client:
 
     def _parsed(self, answer: bytes) -> Any:
         try:
-            return json.loads(answer)
-        except (ValueError, RecursionError) as error:
+            return parse_json(answer)
+        except ValueError as error:
             raise UnreadableError(f"not JSON: {self._start_of(answer)}") from error
 
     def _start_of(self, answer: bytes) -> str:
@@ -416,11 +421,11 @@ def _key(settings: ApiSettings) -> str:
             name = settings.key_variable if settings.key_variable.isupper() else "that key_variable names"
             raise UserError(f"{settings.url} needs a key, and the variable {name} is not set; set it.")
         return _sendable(key, f"the variable {settings.key_variable}")
-    path = Path(settings.key_file).expanduser()
+    path = path_of(settings.key_file)
     try:
         if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise UserError(f"key file {path} can be read by others; run: chmod 600 {path}")
-        key = path.read_text(encoding="utf-8").strip()
+        key = short_text(path).strip()
     except OSError as error:
         raise UserError(f"cannot read the key file {path}: {error.strerror}; check key_file.") from error
     if not key:

@@ -13,7 +13,7 @@ from typing import Any
 
 from retrodistill.core.checksums import check_files, files_of
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest, read_json, write_json
+from retrodistill.core.files import digest, path_of, read_json, write_json
 from retrodistill.core.formats import check_stamp, stamp
 
 FILE_NAME = "manifest.json"
@@ -49,12 +49,12 @@ class Manifest:
             "hardware": hardware(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        write_json(Path(folder).expanduser() / name, content)
+        write_json(path_of(folder) / name, content)
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], name: str = FILE_NAME) -> Manifest:
         """Read the manifest of a folder; that of a format of a later release is a UserError."""
-        path = Path(folder).expanduser() / name
+        path = path_of(folder) / name
         content = read_json(path)
         try:
             check_stamp(content, content["artifact"], path)
@@ -66,15 +66,15 @@ class Manifest:
 
     def with_files(self, folder: str | os.PathLike[str]) -> Manifest:
         """The same with the checksums of a folder's files, as `files_of`."""
-        return replace(self, files=files_of(Path(folder).expanduser()))
+        return replace(self, files=files_of(path_of(folder)))
 
     def check_files(self, folder: str | os.PathLike[str], advice: str) -> None:
         """As `checksums.check_files`, for the files of the manifest; those that were added later are not looked at."""
-        check_files(Path(folder).expanduser(), self.files, advice)
+        check_files(path_of(folder), self.files, advice)
 
     def matches(self, folder: str | os.PathLike[str], name: str = FILE_NAME) -> bool:
         """Whether the folder holds an artifact made from the same inputs with the same settings."""
-        path = Path(folder).expanduser() / name
+        path = path_of(folder) / name
         return path.exists() and Manifest.read(folder, name).fingerprint == self.fingerprint
 
 

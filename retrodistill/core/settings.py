@@ -6,9 +6,16 @@ import contextlib
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from retrodistill.core.errors import UserError, unknown
@@ -29,6 +36,8 @@ RENAMED_VALUES = {
     "documents": {"space": "frozen"},
     "positives": {"own": "source_document"},
 }
+_BEYOND = 2**63  # the smallest integer that libraries cannot take
+_TYPES = ("int", "str", "constrained-int", "constrained-float", "constrained-str")  # pydantic's names
 _RENAMED_KIND = ("judgements:", "judgments:")  # in model names, under any key
 
 Valid = TypeVar("Valid", bound="Settings")
@@ -38,6 +47,13 @@ class Settings(BaseModel):
     """Base of all settings: frozen, rejects unknown keys; the string below a field is its documentation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _integers_fit(self) -> Self:
+        for name in type(self).model_fields:
+            if (largest := _largest(getattr(self, name))) >= _BEYOND:
+                raise ValueError(f"{name} holds {largest:.3g}, and integers have 64 bits")
+        return self
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,15 @@ def validated(model: type[Valid], content: dict[str, Any], source: str, noun: st
         raise _first_mistake(error, model, source, noun, advice) from error
 
 
+def _largest(value: Any) -> int:
+    """The largest magnitude of an integer in a value."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, (list, tuple)):
+        return max(map(_largest, value), default=0)
+    return abs(value) if isinstance(value, int) else 0
+
+
 def settings_within(annotation: Any) -> Any:
     """The settings class in ``X``, ``X | None``, ``list[X]`` or ``dict[str, X]``; None for other types."""
     options = (annotation, *getattr(annotation, "__args__", ()))
@@ -131,7 +156,7 @@ def _renamed(path: list[str], value: Any, known: Sequence[str], is_unknown: bool
 
 def _place(mistake: Any) -> list[str]:
     """Keys and numbers that lead to a mistake, without pydantic's names of the types that it tried."""
-    return [str(part) for part in mistake["loc"] if part not in ("int", "str") and "[" not in str(part)]
+    return [str(part) for part in mistake["loc"] if part not in _TYPES and "[" not in str(part)]
 
 
 def _keys_at(model: Any, path: Sequence[str]) -> list[str]:

@@ -17,7 +17,8 @@ from pydantic import Field
 
 from retrodistill.core.disk import writing
 from retrodistill.core.errors import UserError
-from retrodistill.core.settings import Settings
+from retrodistill.core.files import parse_json
+from retrodistill.core.settings import Settings, validated
 
 LEDGER = "spending.jsonl"
 
@@ -165,9 +166,9 @@ def read_ledger(path: Path) -> dict[str, Spent]:
     """The sums by model of a ledger; a line that a full disk cut short is left out."""
     models: dict[str, Spent] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-                content = json.loads(line)
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                content = parse_json(line)
                 models.setdefault(content.pop("model"), Spent()).add(Spent(**content))
     return models
 
@@ -193,7 +194,8 @@ def current_spending() -> Spending:
 @contextlib.contextmanager
 def spend(limits: SpendingSettings | None = None, *, ledger: Path | None = None, **changes: Any) -> Iterator[Spending]:
     """Count requests inside the block together, and keep limits (`SpendingSettings`, or its keys as arguments)."""
-    settings = SpendingSettings.model_validate({**(limits or SpendingSettings()).model_dump(), **changes})
+    content = {**(limits or SpendingSettings()).model_dump(), **changes}
+    settings = validated(SpendingSettings, content, "spending", "option")
     spending = Spending(settings, ledger)
     token = _CURRENT.set(spending)
     try:

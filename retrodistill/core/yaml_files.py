@@ -42,6 +42,7 @@ def _check_size(root: yaml.Node | None, source: str) -> None:
             sizes[id(node)] = 0
             children = node.value if isinstance(node, yaml.CollectionNode) else []
             if isinstance(node, yaml.MappingNode):
+                _check_keys(node, source)
                 children = [each for pair in node.value for each in pair]
             sizes[id(node)] = 1 + sum(count(child, depth + 1) for child in children)
         elif not sizes[id(node)]:
@@ -54,3 +55,12 @@ def _check_size(root: yaml.Node | None, source: str) -> None:
 
     if root is not None:
         count(root, 0)
+
+
+def _check_keys(node: yaml.MappingNode, source: str) -> None:
+    """Refuse a key that comes twice: its first value would be lost without a word."""
+    seen = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+            raise UserError(f"{source}, line {key.start_mark.line + 1}: the key {key.value!r} comes twice; keep one.")
+        seen.add((key.tag, str(key.value)))

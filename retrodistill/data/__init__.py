@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import path_of
 from retrodistill.data.beir import load_folder, load_public
 from retrodistill.data.collection import Collection, Qrels
 from retrodistill.data.demo import load_demo
@@ -66,7 +67,7 @@ def load_collection(source: str | Path | Collection, *, passages: Any = None) ->
         for prefix, load in _LOADERS.items():
             if source.startswith(prefix):
                 return load(source.removeprefix(prefix))
-    folder = Path(source).expanduser()
+    folder = path_of(source)
     # Path("") is the current folder, which an empty string never means.
     if str(source) and folder.is_dir():
         return load_folder(folder)

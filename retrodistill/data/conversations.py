@@ -7,12 +7,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.files import path_of
 from retrodistill.data.collection import Collection, check_parts, normalized
 from retrodistill.data.records import id_of, text_of
 from retrodistill.data.tables import read_records
@@ -124,7 +124,7 @@ def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
     """Read a JSONL file of turns with keys conversation_id, turn, utterance, rewrite, optionally response, query_id."""
     lines: dict[tuple[str, object], int] = {}
     turns = []
-    for place, record in read_records(Path(path).expanduser(), "turn", _REQUIRED, ("response", "query_id")):
+    for place, record in read_records(path_of(path), "turn", _REQUIRED, ("response", "query_id")):
         turn = _turn(record, f"{path}, line", place)
         for what, key in (
             (f"turn {turn.turn} of conversation {turn.conversation_id!r}", (turn.conversation_id, turn.turn)),
@@ -142,7 +142,7 @@ def load_rewrites(path: str | os.PathLike[str]) -> Texts:
     first: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
     where = f"{path}, line"
-    for number, record in read_records(Path(path).expanduser(), "rewrite", ("query_id", "text")):
+    for number, record in read_records(path_of(path), "rewrite", ("query_id", "text")):
         query = id_of(record["query_id"], "query_id", where, number)
         text = text_of(record["text"], "text", where, number)
         if not text.strip():

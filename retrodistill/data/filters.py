@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import json
 import math
 import operator
 import re
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrodistill.core.errors import UserError, did_you_mean
+from retrodistill.core.files import parse_json
 from retrodistill.data.fields import type_name
 from retrodistill.data.records import text_of
 
@@ -224,9 +224,10 @@ def _moment(value: Any, kind: pa.DataType) -> Any:
 def _read(written: str, schema: pa.Schema) -> Filter:
     if written.lstrip().startswith("{"):
         try:
-            return parse_filter(json.loads(written), schema)
-        except json.JSONDecodeError as error:
+            content = parse_json(written)
+        except ValueError as error:
             raise UserError(f"filter {written!r} is not JSON ({error}).") from error
+        return parse_filter(content, schema)
     match = _WRITTEN.fullmatch(written)
     if match is None:
         raise UserError(

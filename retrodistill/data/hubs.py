@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError, did_you_mean
-from retrodistill.core.files import file_digest
+from retrodistill.core.files import file_digest, path_of
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import (
     DOCUMENT_COLUMNS,
@@ -57,7 +57,7 @@ def load_huggingface(name: str, *, stream: bool = False) -> Collection:
         raise UserError("hf: names no dataset; write hf:<name or folder>, such as hf:BeIR/scifact.")
     from datasets import get_dataset_config_names, load_dataset, load_dataset_builder
 
-    folder = Path(name).expanduser()
+    folder = path_of(name)
     place = str(folder) if folder.is_dir() else name
     with _huggingface_errors(name):
         configurations = get_dataset_config_names(place)

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import RLock
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import lock_file, locked
+from retrodistill.core.files import lock_file, locked, parse_json, path_of
 from retrodistill.data.beir import judgments_in, records_in
 from retrodistill.data.collection import PSEUDO_SPLITS, Collection, Qrels, check_parts, last_judgments
 from retrodistill.data.records import QUERY_COLUMNS, query_of
@@ -34,7 +34,7 @@ class JudgmentLog:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = path_of(folder)
         self._grades: dict[str, dict[str, int]] = {}
         self._read = 0  # bytes of qrels.tsv that are in `_grades`
         self._thread = RLock()
@@ -85,10 +85,13 @@ class JudgmentLog:
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._read += len(whole)
-        for line in whole.decode().splitlines():
-            query, document, grade = line.split("\t")
-            if grade != "score":
-                self._grades.setdefault(query, {})[document] = int(grade)
+        try:
+            for line in whole.decode().split("\n")[:-1]:
+                query, document, grade = line.split("\t")
+                if grade != "score":
+                    self._grades.setdefault(query, {})[document] = int(grade)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); mend its lines, query, document, and grade.") from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -113,7 +116,7 @@ def with_judgments(collection: Collection, place: str | os.PathLike[str], split:
     Raises:
         UserError: There are no judgments, they cannot be read, or none is of a query of the collection.
     """
-    path = Path(place).expanduser()
+    path = path_of(place)
     file = path / QRELS if path.is_dir() else path
     table = table_at(file, JUDGMENTS) if file.is_file() else None
     if table is None:
@@ -149,7 +152,10 @@ def _ids_of(path: Path) -> set[str]:
     if not path.is_file():
         return set()
     with path.open(encoding="utf-8") as file:
-        return {json.loads(line)["_id"] for line in file if line.endswith("\n")}
+        try:
+            return {parse_json(line)["_id"] for line in file if line.endswith("\n")}
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f'{path} is damaged ({error}); mend its lines, {{"_id": ..., "text": ...}}.') from error
 
 
 def _append(path: Path, line: bytes, header: bytes = b"") -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest
+from retrodistill.core.files import digest, path_of
 from retrodistill.data.leaks import ExcludedQueries
 from retrodistill.data.records import text_of
 from retrodistill.data.tables import Columns, table_at
@@ -63,7 +62,7 @@ def load_parallel(path: str | os.PathLike[str]) -> Parallel:
     Raises:
         UserError: There is no such table, it has other columns or an empty text, or there is no pair.
     """
-    table, pairs = table_at(Path(path).expanduser()), []
+    table, pairs = table_at(path_of(path)), []
     if table is None:
         raise UserError(f"no parallel texts at {path}; give a file of {_COLUMNS.wanted}, or of source<tab>translation.")
     for place, record in table.records(_COLUMNS):

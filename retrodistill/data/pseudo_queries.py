@@ -6,7 +6,6 @@ import os
 import random
 from collections.abc import Collection as Container
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 
 from retrodistill.core.checksums import checked
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, json_text
+from retrodistill.core.files import atomic_file, json_text, path_of
 from retrodistill.core.stores import text_keys
 from retrodistill.data.collection import Collection
 from retrodistill.data.phrases import phrase_places
@@ -125,7 +124,7 @@ def load_generated(path: str | os.PathLike[str], collection: Collection) -> Text
     where = f"{path}, line"
 
     def rows() -> Iterator[tuple[str, str, str, int]]:
-        for number, record in read_records(Path(path).expanduser(), "generated query", _KEYS, ("metadata",)):
+        for number, record in read_records(path_of(path), "generated query", _KEYS, ("metadata",)):
             text = text_of(record["text"], "text", where, number)
             if is_blank(text):
                 raise UserError(f"{where} {number}: 'text' is empty; leave out queries without a text.")

@@ -32,7 +32,7 @@ JUDGMENT_COLUMNS = Columns(
     '{"query-id": ..., "corpus-id": ..., "score": ...}',
     only_ids=True,
 )
-_GRADE = re.compile(r"\s*([+-]?\d+)(?:\.0*)?\s*")
+_GRADE = re.compile(r"\s*([+-]?\d{1,20})(?:\.0*)?\s*")
 _MISSING = object()
 _DEV = ("validation", "valid", "val", "dev")
 _INT32 = range(-(2**31), 2**31)

@@ -8,10 +8,10 @@ import gzip
 import io
 import json
 import re
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -19,14 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.core.files import input_file, parse_json
 
 _BOM = b"\xef\xbb\xbf"
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # ending -> name
 _CHUNK = 1 << 20  # bytes that are read or decompressed at once
-_LONGEST = 1 << 28  # characters of an item of a JSON array
+# Bytes of a line, and characters of an item of a JSON array: lists in them become objects of thirty times their size.
+_LONGEST = 1 << 26
+_MOST_CELLS = 10_000  # of a line between tabs or spaces
 _PARQUET_ROWS = 1024  # rows that are Python objects at once
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"(?=\t|$)')  # a whole cell between tabs
-_SPACE = " \t\r\n,"  # between the items of a JSON array
+_SPACE = re.compile(r"[ \t\r\n,]*")  # between the items of a JSON array
 # Files that may lie among the parts of a table and hold no rows.
 _ASIDE = re.compile(r"[._].*|(?:readme|license|licence|citation|changelog|notice)\b.*|.*\.(?:md|rst|html)", re.I)
 
@@ -150,8 +153,8 @@ def read_objects(path: Path, wanted: str) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, JSON object) for each line; `wanted` describes a line in error messages."""
     for number, line in read_lines(path):
         try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}); expected {wanted}.") from error
         yield number, _object(record, f"{path}, line {number}", wanted)
 
@@ -189,13 +192,12 @@ def _read_jsonl(path: Path, columns: Columns) -> Iterator[tuple[int, Record]]:
 def _read_json(path: Path, columns: Columns) -> Iterator[tuple[int, Record]]:
     """The objects of an array, decoded one after the other, so that the array is never in memory as a whole."""
     decode, chunks = json.JSONDecoder().raw_decode, _chunks(path)
-    text = next(chunks, "").lstrip()
+    text = next((text for chunk in chunks if (text := chunk.lstrip())), "")
     if text and not text.startswith("["):
         raise UserError(f"{path} is not a JSON array; expected [{columns.wanted}, ...], or .jsonl for a line each.")
     at, number = 1, 0
     while text:
-        while at < len(text) and text[at] in _SPACE:
-            at += 1
+        at = blanks.end() if (blanks := _SPACE.match(text, at)) else at
         where = f"{path}, item {number + 1}"
         if text.startswith("]", at):
             if text[at + 1 :].strip() or next(chunks, "").strip():
@@ -203,9 +205,11 @@ def _read_json(path: Path, columns: Columns) -> Iterator[tuple[int, Record]]:
             return
         try:
             record, at = decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            following = next(chunks, "") if _is_cut(error, len(text)) and len(text) - at < _LONGEST else ""
-            if not following:
+        except (ValueError, RecursionError) as error:
+            length = len(text) - at
+            # As much again as there is: a long item is decoded from its beginning each time.
+            more = islice(chunks, max(1, length // _CHUNK)) if _is_cut(error, len(text)) and length < _LONGEST else ()
+            if not (following := "".join(more)):
                 raise UserError(f"{where}: not JSON ({error}); expected {columns.wanted}.") from error
             text, at = text[at:] + following, 0
             continue
@@ -221,7 +225,8 @@ def _is_cut(error: Exception, length: int) -> bool:
 def _read_tabs(path: Path, columns: Columns) -> Iterator[tuple[int, Record]]:
     def rows() -> Iterator[tuple[int, list[str]]]:
         for number, line in read_lines(path):
-            cells = line.split() if columns.only_ids and "\t" not in line else _tab_cells(line)
+            is_spaced = columns.only_ids and "\t" not in line
+            cells = line.split(maxsplit=_MOST_CELLS) if is_spaced else _tab_cells(line)
             if columns.only_ids and '"' in line and any(cell.startswith('"') for cell in cells):
                 raise UserError(f"{path}, line {number}: a quote has no end ({line[:60]!r}); close it or remove it.")
             yield number, cells
@@ -230,7 +235,7 @@ def _read_tabs(path: Path, columns: Columns) -> Iterator[tuple[int, Record]]:
 
 
 def _read_commas(path: Path, columns: Columns) -> Iterator[tuple[int, Record]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the library's own limit is less than a long document
+    csv.field_size_limit(_LONGEST)  # the library's own limit is less than a long document
     reader = csv.reader((line for _, line in _decoded(path)), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
@@ -271,9 +276,10 @@ def _delimited(
 def _tab_cells(line: str) -> list[str]:
     """The cells of a line; quotes around a whole cell are dropped, as beir does, and others belong to the text."""
     if '"' not in line:
-        return line.split("\t")
-    cells, at = [], 0
-    while at <= len(line):
+        return line.split("\t", _MOST_CELLS)
+    cells: list[str] = []
+    at = 0
+    while at <= len(line) and len(cells) <= _MOST_CELLS:
         if quoted := _QUOTED.match(line, at):
             cells.append(quoted[1].replace('""', '"'))
             at = quoted.end() + 1
@@ -290,11 +296,12 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[tuple[int, Record]]:
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(_PARQUET_ROWS):
+                batch.validate(full=True)  # Parquet's reader takes any bytes for a text
                 for record in batch.to_pylist():
                     number += 1
                     yield number, columns.renamed(record)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two of dates that Python lacks
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}, after row {number}: not a whole Parquet file ({reason}); make it again.") from error
 
 
@@ -307,12 +314,18 @@ def _object(record: Any, where: str, wanted: str) -> Record:
 def _decoded(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line with its end)."""
     number = 0
-    for number, raw in enumerate(_parts(path, iter, "line"), start=1):
+    for number, raw in enumerate(_parts(path, _lines, "line"), start=1):
+        if len(raw) >= _LONGEST:
+            raise UserError(f"{path}, line {number} is longer than {_LONGEST >> 20} MiB; expected a record per line.")
         line = raw.removeprefix(_BOM) if number == 1 else raw
         try:
             yield number, line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise _not_utf8(f"{path}, line {number}", error) from error
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.readline(_LONGEST), b"")
 
 
 def _chunks(path: Path) -> Iterator[str]:
@@ -335,7 +348,7 @@ def _parts(path: Path, split: Callable[[BinaryIO], Iterator[bytes]], unit: str) 
     """The parts of an opened and decompressed file; errors count them by their unit."""
     number, compression = 0, _COMPRESSED.get(_compression(path).lower())
     try:
-        with _opened(path, compression) as file:
+        with _opened(input_file(path), compression) as file:
             for part in split(file):
                 number += 1
                 yield part

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_whole
+from retrodistill.core.files import path_of, read_whole
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import IN_MEMORY, STUDENT_MANIFEST, TextModel
 from retrodistill.encoders.embeddings_api import ApiEncoder
@@ -63,7 +63,7 @@ def load_encoder(source: Any, kinds: Sequence[str] = _KINDS) -> Any:
 
 def _load_name(name: ModelName) -> TextModel:
     if name.kind in _OPENERS:
-        opened = _OPENERS[name.kind](name.name)
+        opened = read_whole(name.name, lambda: _OPENERS[name.kind](name.name))
         if name.kind == "vectors":  # an API is asked by one process, which counts what is spent
             opened.loaded_from = name.anywhere
         return opened
@@ -71,7 +71,7 @@ def _load_name(name: ModelName) -> TextModel:
 
 
 def _load_model(name: ModelName) -> TextModel:
-    (wrapper, load), folder = _LOADERS[name.kind], Path(split_exit(name.name)[0]).expanduser()
+    (wrapper, load), folder = _LOADERS[name.kind], path_of(split_exit(name.name)[0])
     manifest = Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).exists() else None
     encoder = wrapper(load(name.name, keep_adapters=True), str(name), manifest)
     if name.kind == "static" and not encoder.is_static:

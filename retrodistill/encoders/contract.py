@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
-from retrodistill.core.settings import Settings
+from retrodistill.core.settings import Settings, validated
 from retrodistill.core.spending import Bill
 from retrodistill.core.turns import in_turn
 from retrodistill.data.collection import Collection
@@ -116,7 +117,8 @@ def current_encoding() -> EncodingSettings:
 @contextlib.contextmanager
 def encode_with(settings: EncodingSettings | None = None, **changes: Any) -> Iterator[EncodingSettings]:
     """Models loaded inside the block encode with these settings or changed keys, e.g. ``encode_with(batch_size=8)``."""
-    chosen = EncodingSettings.model_validate({**(settings or current_encoding()).model_dump(), **changes})
+    content = {**(settings or current_encoding()).model_dump(), **changes}
+    chosen = validated(EncodingSettings, content, "encoding", "option")
     token = _CURRENT.set(chosen)
     try:
         yield chosen
@@ -214,6 +216,8 @@ class TextModel:
         width = self.model.get_embedding_dimension()
         if width is None:
             raise UserError(f"model {self.name} does not say its embedding dimension; its last module must.")
+        if not isinstance(width, numbers.Integral) or isinstance(width, bool) or width < 1:
+            raise UserError(f"model {self.name} says that its embedding dimension is {width!r}; correct its files.")
         return int(width)
 
     @property

@@ -286,6 +286,10 @@ class SparseStore(TextStore):
         indices = _joined([chunk.flatten().to_numpy() for chunk in terms], np.int32)
         shape = (len(bounds) - 1, self.encoder.dimension)
         self._vectors = csr_array((_joined(weights, np.float32), indices, bounds), shape=shape)
+        try:
+            self._vectors.check_format()  # products with a term beyond the width would read outside their memory
+        except ValueError as error:
+            raise UserError(f"{self._store.folder} holds other vectors ({error}); delete that folder.") from error
 
 
 class TokenVectors(TextStore):

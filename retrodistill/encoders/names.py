@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import content_digest, digest, read_json
+from retrodistill.core.files import content_digest, digest, path_of, read_json
 
 
 class ModelKind(NamedTuple):
@@ -84,15 +84,15 @@ class ModelName:
     @property
     def anywhere(self) -> ModelName:
         """The same model for a process in another working directory: a folder or file gets its absolute path."""
-        is_here = bool(self.name) and Path(split_exit(self.name)[0]).expanduser().exists()
-        return ModelName(self.kind, os.path.abspath(Path(self.name).expanduser())) if is_here else self
+        is_here = bool(self.name) and path_of(split_exit(self.name)[0]).exists()
+        return ModelName(self.kind, os.path.abspath(path_of(self.name))) if is_here else self
 
 
 def content_of(name: str) -> str | None:
     """Digest of the folder or file that a model's name (or the path of an index) means; None for any other name."""
     kind, _, place = name.partition(":")
     place = place if kind in KINDS else name
-    path = Path(split_exit(place)[0]).expanduser()
+    path = path_of(split_exit(place)[0])
     if not place or not path.exists():
         return None
     bases = [content_of(base) for base in _bases(path)]
@@ -115,7 +115,7 @@ def relative_to(name: str | None, folder: Path) -> str | None:
     """
     kind, _, place = (name or "").partition(":")
     model, exit_layer = split_exit(place)
-    path = os.path.abspath(Path(model).expanduser())
+    path = os.path.abspath(path_of(model))
     if name is None or not place or not os.path.exists(path):
         return name
     real = os.path.realpath(folder)
@@ -161,6 +161,6 @@ def cannot_search(name: str) -> str:
 def split_exit(name: str) -> tuple[str, int | None]:
     """Split ``NAME@exit-4`` into name and layer; the layer is None without one or if a folder has the whole name."""
     match = re.fullmatch(r"(.+)@exit-(\d+)", name)
-    if match is None or Path(name).expanduser().exists():
+    if match is None or path_of(name).exists():
         return name, None
     return match[1], int(match[2])

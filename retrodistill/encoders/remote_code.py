@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import file_digest
+from retrodistill.core.files import file_digest, path_of
 from retrodistill.encoders.names import KINDS
 
 VARIABLE = "RETRODISTILL_TRUST_REMOTE_CODE"
@@ -42,9 +42,9 @@ def trust_remote_code(*names: str) -> Iterator[None]:
 
 def trusted_as(name: str) -> str | None:
     """The name by which the user allowed the code of a model, a hub name or a folder; None if not."""
-    folder = Path(name).expanduser()
+    folder = path_of(name)
     for each in _allowed():
-        other = Path(each).expanduser()
+        other = path_of(each)
         if each == name or (folder.is_dir() and other.is_dir() and folder.samefile(other)):
             return each
     return None

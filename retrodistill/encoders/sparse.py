@@ -80,6 +80,9 @@ class SparseTextEncoder(TextModel):
             parts = [self._encode(block, role, batch_size) for block in blocks]
             empty = csr_array((0, self.dimension), dtype=np.float32)
             vectors = csr_array(vstack(parts, format="csr")) if parts else empty
+        if vectors.shape[1] != self.dimension:  # as rows of that width, they would be read outside their memory
+            problem = f"weights for {vectors.shape[1]} terms and says that it has {self.dimension}"
+            raise UserError(f"model {self.name} gives {problem}; correct embedding_dimension in its files.")
         self._require_finite(~np.isfinite(vectors.data), vectors.indptr, texts, "weight")
         return vectors
 

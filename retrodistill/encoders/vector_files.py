@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
+from retrodistill.core.arrays import read_array, read_parquet
 from retrodistill.core.checksums import check_files
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import digest, read_json
+from retrodistill.core.files import digest, path_of, read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.settings import Settings
 from retrodistill.core.stores import KeyIndex, text_keys
@@ -74,7 +73,7 @@ def read_vectors(path: str | Path, *, unit: bool, with_texts: bool = False) -> V
         UserError: The file is missing, damaged or empty; ids are missing or repeated; vectors differ in width, are not
             finite, or are zero when compared by cosine. Names the ids.
     """
-    file = Path(path).expanduser()
+    file = path_of(path)
     is_parts = file.is_dir() and any(file.glob("*.parquet"))
     if not file.is_file() and not is_parts:
         raise UserError(f"vector file {file} does not exist; give one of {', '.join(ENDINGS)}.")
@@ -106,19 +105,8 @@ def _unit(vectors: np.ndarray, ids: list[str], file: Path) -> np.ndarray:
     return (vectors / lengths[:, None]).astype(np.float32, copy=False)
 
 
-@contextlib.contextmanager
-def _readable(file: Path, kind: str) -> Iterator[None]:
-    """Turn what a library raises for a damaged file into one line."""
-    try:
-        yield
-    except (ValueError, EOFError, OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file} is not {kind} or is truncated ({reason}); write it again.") from error
-
-
 def _read_parquet(file: Path) -> _Rows:
-    with _readable(file, "a Parquet file"):
-        table = pq.read_table(file)
+    table = read_parquet(file, advice="write it again")
     names = table.column_names
     is_export = names[:1] == ["document_id"]  # whose documents may have a field called id
     id_column = names[0] if is_export else _column(names, _ID_COLUMNS, file)
@@ -160,8 +148,7 @@ def _read_lines(file: Path) -> _Rows:
 
 def _read_array(file: Path) -> _Rows:
     id_file = file.with_suffix(".ids.txt")
-    with _readable(file, "a .npy file"):
-        vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+    vectors = read_array(file, memory_map=True)
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise UserError(f"{file} has {vectors.dtype} of shape {vectors.shape}; give numbers of shape (n, d).")
     if not id_file.is_file():
@@ -282,7 +269,7 @@ class VectorFile(Encoder):
         It also opens a folder written by ``export --to parquet``, whose manifest replaces ``about.json``. Errors are
         those of `read_vectors`, a folder without documents, and queries of another width.
         """
-        place = Path(path).expanduser()
+        place = path_of(path)
         if not place.is_dir():
             return cls(f"vectors:{path}", read_vectors(place, unit=True), None, About())
         about = About.read(place / ABOUT_FILE) if (place / ABOUT_FILE).exists() else About.of_export(place)

@@ -107,10 +107,12 @@ def best_of_blocks(
     """(q, k) int64 rows and float32 scores of the documents of highest score, best first, ties as in `exact_search`.
 
     A block is the row of its first document and the (q, n) scores of n consecutive documents. Memory grows with k only,
-    which is at most the number of documents.
+    which is at most the number of documents. A score of NaN is a UserError.
     """
     rows, scores = np.zeros((queries, 0), dtype=np.int64), np.zeros((queries, 0), dtype=np.float32)
     for first, block in blocks:
+        if np.isnan(block).any():
+            raise UserError("vectors hold NaN, which has no rank: they are damaged or were altered; make them again.")
         scores = np.concatenate([scores, block], axis=1)
         block_rows = np.arange(first, first + block.shape[1])
         rows = np.concatenate([rows, np.tile(block_rows, (queries, 1))], axis=1)

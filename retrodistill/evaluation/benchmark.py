@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import write_json
+from retrodistill.core.files import path_of, write_json
 from retrodistill.core.names import check_file_name
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, load_collection
@@ -92,14 +92,14 @@ def benchmark(
     for number, (source, collection) in enumerate(zip(listed, opened.values(), strict=True), start=1):
         if len(listed) > 1:
             log(f"{collection.name} ({number} of {len(listed)})")
-        folder = None if out is None else Path(out).expanduser() / collection.name
+        folder = None if out is None else path_of(out) / collection.name
         cost = None if config.cost is None else replace(config.cost, place=source.place)
         evaluation = evaluate(named, collection, replace(config, cost=cost), folder, loaded)
         evaluations.append(evaluation if len(listed) == 1 else evaluation.without_runs())
         rows.append(source.row or collection.name)
     whole = Benchmark(evaluations, rows)
     if out is not None:
-        write_json(Path(out).expanduser() / "benchmark.json", whole.to_json())
+        write_json(path_of(out) / "benchmark.json", whole.to_json())
     return whole
 
 
@@ -136,9 +136,7 @@ def sources(given: Iterable[Collection | str | Path]) -> list[Source]:
         elif source in (f"beir/{CQADUPSTACK}", f"ir_datasets:beir/{CQADUPSTACK}"):
             places = [f"{source}/{forum}" for forum in FORUMS]
             listed += [Source(partial(load_collection, place), place, CQADUPSTACK) for place in places]
-        elif (
-            (folder := Path(source).expanduser()).name == CQADUPSTACK and folder.is_dir() and not is_collection(folder)
-        ):
+        elif (folder := path_of(source)).name == CQADUPSTACK and folder.is_dir() and not is_collection(folder):
             lacking = [forum for forum in FORUMS if not is_collection(folder / forum)]
             if lacking:
                 raise UserError(

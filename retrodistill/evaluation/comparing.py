@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError, sample_of, unknown
-from retrodistill.core.files import read_json
+from retrodistill.core.files import path_of, read_json
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.data import Collection, load_collection
 from retrodistill.evaluation.agreement import agreements
@@ -198,13 +198,13 @@ def _rejudged(system: Measured, grades: Grades, measure: str) -> Measured:
 
 def _home(name: str) -> tuple[Path, str | None] | None:
     """The evaluated folder that a name begins with, and the system after the colon; None for anything else."""
-    path = Path(name).expanduser()
+    path = path_of(name)
     if path.is_dir():
         is_index = (path / FILE_NAME).is_file() and read_json(path / FILE_NAME).get("artifact") == "index"
         return None if is_index else (path, None)
     parts = name.split(":")
     for at in range(1, len(parts)):  # names of systems contain colons too
-        folder = Path(":".join(parts[:at])).expanduser()
+        folder = path_of(":".join(parts[:at]))
         if (folder / PER_QUERY).is_file():
             return folder, ":".join(parts[at:])
     return None

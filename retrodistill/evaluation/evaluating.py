@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import exclusive, write_json
+from retrodistill.core.files import exclusive, path_of, write_json
 from retrodistill.core.manifest import Manifest, hardware, library_versions
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, Texts
@@ -139,7 +139,7 @@ def evaluate(
     threads = None if config.cost is None else config.cost.threads
     settings = {"split": task.split, "measures": config.columns, "depth": config.depth, "cost": threads}
     settings |= {"same_id": collection.same_id, "rules": _RULES}
-    folder = Folder(Path(out).expanduser(), Manifest("evaluation", {"collection": collection.fingerprint}, settings))
+    folder = Folder(path_of(out), Manifest("evaluation", {"collection": collection.fingerprint}, settings))
     with exclusive(folder.path / ".lock"):
         measured = {**folder.before(named), **evaluate_systems(candidates, task, config, folder)}
         whole = _evaluation(measured, candidates, task, config, notes)

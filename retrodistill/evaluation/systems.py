@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.checksums import DamagedError, check_files, file_checksum, seal, sealed_file
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, atomic_folder, make_folder, read_json
+from retrodistill.core.files import atomic_file, atomic_folder, make_folder, path_of, read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.names import is_file_name
 from retrodistill.core.runtime import log
@@ -275,7 +275,9 @@ def _write_values(table: pa.Table, file: Path) -> None:
 def _read_values(file: Path) -> pa.Table:
     """A table of values by query; a damaged file is a DamagedError."""
     try:
-        return pq.read_table(sealed_file(file, advice=_ADVICE))
+        table = pq.read_table(sealed_file(file, advice=_ADVICE))
+        table.validate(full=True)  # Parquet's reader takes any bytes for a text
+        return table
     except (OSError, pa.ArrowException) as error:
         problem = f"it is not a complete Parquet file ({str(error).splitlines()[0]})"
         raise DamagedError(file, problem, _ADVICE) from error
@@ -292,7 +294,7 @@ def check_file_names(names: Iterable[str]) -> None:
 
 def read_folder(folder: str | Path) -> dict[str, Measured]:
     """The judged systems of an evaluated folder, by name; a UserError if a file is missing or invalid."""
-    place, tables = Path(folder).expanduser(), read_per_query(folder)
+    place, tables = path_of(folder), read_per_query(folder)
     content = Results.from_json(read_json(place / "results.json"))
     measured = {}
     for name, table in tables.items():
@@ -323,7 +325,7 @@ def read_per_query(folder: str | Path) -> dict[str, pa.Table]:
 
     A missing or invalid file is a UserError, which lists the evaluated folders below, if there are any.
     """
-    path = Path(folder).expanduser() / PER_QUERY
+    path = path_of(folder) / PER_QUERY
     _check_listed(path.parent, PER_QUERY)
     if not path.is_file():
         below = sorted(str(file.parent) for file in Path(folder).glob(f"*/{PER_QUERY}"))

@@ -28,9 +28,10 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from scipy.sparse import csr_array
 
+from retrodistill.core.arrays import read_parquet
 from retrodistill.core.checksums import check_files, file_checksum
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, check_replaceable, exclusive
+from retrodistill.core.files import atomic_file, check_replaceable, exclusive, path_of
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.data.filters import Filter, mask_of
 from retrodistill.encoders.multi_vector import Tokens
@@ -68,7 +69,7 @@ class ParquetStore(VectorStore):
     @classmethod
     def open(cls, place: str, settings: ParquetSettings | None = None, *, create: bool = False) -> ParquetStore:
         """Open a folder; refuses one without an export unless `create` is true."""
-        store = cls(Path(place).expanduser(), settings)
+        store = cls(path_of(place), settings)
         if not create and not (store.folder / FILE_NAME).is_file():
             raise UserError(
                 f"no Parquet export {place!r} (no {FILE_NAME} in it); write one with 'retrodistill export'."
@@ -139,7 +140,7 @@ class ParquetStore(VectorStore):
         found, names, wanted = {}, self.schema().names, pa.array(ids, pa.string())
         own = PASSAGE if PASSAGE in names else "document_id"
         for part in self._parts():
-            table = pq.read_table(part, columns=names)
+            table = read_parquet(part, names)
             for row in table.filter(pc.is_in(table[own], value_set=wanted)).to_pylist():
                 values = {name: value for name, value in row.items() if value not in (None, "")}
                 found[row[own]] = {name: values[name] for name in values if name not in ("document_id", PASSAGE)}

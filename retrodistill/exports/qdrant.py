@@ -23,7 +23,7 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import check_replaceable
+from retrodistill.core.files import check_replaceable, path_of
 from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.core.http import holds_secret, require_encryption, without_key
 from retrodistill.core.manifest import Manifest
@@ -139,7 +139,7 @@ class QdrantStore(VectorStore):
     @property
     def root(self) -> Path | None:
         """As `VectorStore.root`."""
-        return Path(self.place).expanduser() if self.client.init_options["path"] is not None else None
+        return path_of(self.place) if self.client.init_options["path"] is not None else None
 
     @property
     def address(self) -> str:
@@ -402,7 +402,7 @@ def _connect(place: str, *, create: bool) -> QdrantClient:
     is_server = place.startswith(("http://", "https://"))
     if is_server and holds_secret(place):
         raise UserError(f"the URL of a server must not hold a key or password; set {_API_KEY}.")
-    place = place if is_server else str(Path(place).expanduser())
+    place = place if is_server else str(path_of(place))
     if not is_server and create:
         check_replaceable(place, _EMBEDDED)
     elif not is_server and not (Path(place) / _EMBEDDED).is_file():

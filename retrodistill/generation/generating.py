@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import content_digest, make_folder
+from retrodistill.core.files import content_digest, make_folder, path_of
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
 from retrodistill.core.settings import validated
@@ -108,7 +108,7 @@ def filter_queries(
     path, corpus = _checked(out), load_collection(collection)
     finder = _finder(round_trip, corpus, depth)
     queries = load_generated(generated, corpus)
-    inputs = {"documents": corpus.documents.fingerprint, "queries": content_digest(Path(generated).expanduser())}
+    inputs = {"documents": corpus.documents.fingerprint, "queries": content_digest(path_of(generated))}
     return _write(path, queries, corpus, finder, depth, Manifest("generated queries", inputs))
 
 
@@ -159,7 +159,7 @@ def _documents(collection: Collection, rows: np.ndarray) -> Requests:
 
 def _checked(out: str | os.PathLike[str]) -> Path:
     """The file to write, in a folder that can be written to."""
-    path = Path(out).expanduser()
+    path = path_of(out)
     if path.suffix != _ENDING:
         raise UserError(f"{out} does not end with {_ENDING}, and queries are written as JSONL; choose such a name.")
     make_folder(path.parent)

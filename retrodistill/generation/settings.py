@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import short_text
 from retrodistill.core.settings import Settings
 
 
@@ -40,9 +41,9 @@ class GenerationSettings(Settings):
         if prompt is None or "{document}" in prompt:
             return prompt
         try:
-            written = Path(prompt).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"prompt {prompt!r} lacks {{document}} and is not a readable file") from error
+            written = short_text(prompt).strip()
+        except UserError as error:
+            raise ValueError(f"prompt {prompt!r} lacks {{document}} and is not a readable file ({error})") from error
         if "{document}" not in written:
             raise ValueError(f"the prompt in {prompt} lacks {{document}}")
         return written

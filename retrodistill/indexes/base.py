@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retrodistill.core.arrays import read_parquet
 from retrodistill.core.checksums import PREFIX, check_files, file_checksum
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import atomic_folder, check_replaceable, digest, is_leftover, read_whole
+from retrodistill.core.files import atomic_folder, check_replaceable, digest, is_leftover, path_of, read_whole
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.turns import alone, in_turn, shared
 from retrodistill.data.collection import Collection
@@ -447,7 +448,7 @@ class Index(Ranker):
         `memory_map` leaves vectors, codes or postings on disk; None does so for token vectors only. No index or one of
         another kind, a missing or damaged file, and a query encoder of another space are a `UserError`.
         """
-        return read_whole(folder, lambda: cls._load(Path(folder).expanduser(), queries, memory_map))
+        return read_whole(folder, lambda: cls._load(path_of(folder), queries, memory_map))
 
     @classmethod
     def _load(cls, folder: Path, queries: Any, memory_map: bool | None) -> Self:
@@ -689,7 +690,8 @@ def _open(folder: Path, kind: str) -> StoredIndex:
     checksums = dict(manifest.about["checksums"])
     seal = checksums.pop(COLUMNS_FILE) if checksums.get(COLUMNS_FILE, "").startswith(PREFIX) else None
     check_files(folder, checksums, "build the index again")
-    table = pq.read_table(folder / _IDS_FILE)
+    columns = [ID, "label", *(["parent_id"] if manifest.about.get("passages") is not None else [])]
+    table = read_parquet(folder / _IDS_FILE, columns, "build the index again")
     space = EmbeddingSpace.from_json(manifest.about["space"])
     ids, labels = table[ID].to_pylist(), table["label"].to_numpy()
     space = replace(space, documents_by=found_from(space.documents_by, folder) or "")

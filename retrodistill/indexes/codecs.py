@@ -144,6 +144,9 @@ class ResidualCodec(Codec):
         import torch
 
         nearest = np.ascontiguousarray(codes[:, :2]).view("<u2")[:, 0].astype(np.int64)
+        if (largest := int(nearest.max(initial=0))) >= len(self.centroids):
+            problem = f"token codes name centroid {largest} of {len(self.centroids)}"
+            raise UserError(f"{problem}: the file of codes is damaged or was altered; build the index again.")
         residuals = self._residuals.decode(np.ascontiguousarray(codes[:, 2:]))[:, : self.dimension]
         vectors = torch.from_numpy(residuals).add_(torch.from_numpy(self.centroids)[torch.from_numpy(nearest)])
         if self.unit:  # a length of zero only if the vector is zero

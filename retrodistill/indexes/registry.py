@@ -10,14 +10,13 @@ import importlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import read_whole
+from retrodistill.core.files import path_of, read_whole
 from retrodistill.core.settings import OneOf, Settings, validated
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder
@@ -233,7 +232,7 @@ def load_index(
 
 
 def _load_index(folder: str | os.PathLike[str], queries: Any, parameters: str | None, memory_map: bool) -> Index:
-    kind = get_kind(read_index_manifest(Path(folder).expanduser()).settings["kind"])
+    kind = get_kind(read_index_manifest(path_of(folder)).settings["kind"])
     if not parameters:
         return kind.load(folder, queries, memory_map=memory_map or None)
     if "parameters" not in kind.options:

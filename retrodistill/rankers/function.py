@@ -46,9 +46,10 @@ class FunctionRanker(Ranker):
             raise UserError(f"{name} is in Python's own library, which has no teachers; write function:MODULE:NAME.")
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
+        except Exception as error:  # whatever the module does when it is imported
             raise UserError(
-                f"cannot load {name} ({error}); write function:MODULE:NAME, with MODULE on PYTHONPATH."
+                f"cannot load {name} ({type(error).__name__}: {error}); write function:MODULE:NAME, with MODULE on "
+                "PYTHONPATH."
             ) from error
         if not isinstance(found, cls):
             raise UserError(

@@ -14,7 +14,8 @@ import jmespath
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from retrodistill.core.files import digest
+from retrodistill.core.errors import UserError
+from retrodistill.core.files import digest, short_text
 from retrodistill.core.http import ApiSettings, UnreadableError, filled, read_api
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -71,9 +72,9 @@ class LlmApi(ApiSettings):
         if prompt is None or "{" in prompt:
             return prompt
         try:
-            return Path(prompt).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"prompt {prompt!r} has no placeholders and is not a readable file") from error
+            return short_text(prompt)
+        except UserError as error:
+            raise ValueError(f"prompt {prompt!r} has no placeholders and is not a readable file ({error})") from error
 
     @model_validator(mode="after")
     def _fits(self) -> LlmApi:

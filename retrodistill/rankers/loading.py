@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import path_of
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel
 from retrodistill.encoders.loading import load_cross_encoder, scores_pairs
@@ -58,8 +59,8 @@ def _load(source: Any, store: Path | None, needs: str | None) -> Ranker:
         return _reranker(text, store)
     if is_store(text):
         return open_store(text)
-    if text.partition(":")[0] not in KINDS and Path(text).expanduser().is_dir():
-        return _imported(_INDEX)(Path(text).expanduser())
+    if text.partition(":")[0] not in KINDS and path_of(text).is_dir():
+        return _imported(_INDEX)(path_of(text))
     name = parse_model_name(text)
     if needs == "search":
         check_can_search(name)
@@ -128,14 +129,14 @@ def _reranker(text: str, store: Path | None) -> Reranker:
     # the source begins at the last @ before a kind of model or store: names of models and files may have one too
     kinds = re.compile(rf"(?:{'|'.join(map(re.escape, [*KINDS, *_imported(_STORES)]))})(?::.+)?")
     named = [split for split in splits if split[0] and kinds.fullmatch(split[1])]
-    folders = [split for split in splits if all(split) and Path(split[1]).expanduser().is_dir()]
+    folders = [split for split in splits if all(split) and path_of(split[1]).is_dir()]
     if not named and not folders:
         raise UserError(
             f"{text!r} is not a re-ranker; write rerank:TEACHER@SOURCE or rerank@DEPTH:TEACHER@SOURCE, e.g. "
             "rerank:cross-encoder:NAME@bm25, where SOURCE is a model's name, run:FILE or the folder of an index."
         )
     teacher, source = (named[-1:] or folders)[0]
-    if Path(teacher).expanduser().is_dir():
+    if path_of(teacher).is_dir():
         teacher = f"cross-encoder:{teacher}"
     finder, judge = load_ranker(source, store, needs="search"), load_ranker(teacher, store, needs="score")
     model = getattr(judge, "model", None)

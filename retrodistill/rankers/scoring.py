@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import path_of
 from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
@@ -70,5 +70,5 @@ def _load(teachers: Sequence[Any], store: str | os.PathLike[str] | None) -> list
     """Load all teachers before the first one works, so that a wrong name fails before hours of scoring."""
     if isinstance(teachers, str):
         raise UserError(f"teachers={teachers!r}: give a list, e.g. [{teachers!r}].")
-    root = None if store is None else Path(store).expanduser()
+    root = None if store is None else path_of(store)
     return [load_ranker(teacher, root, needs="score") for teacher in teachers]

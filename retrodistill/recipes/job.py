@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import path_of
 from retrodistill.core.runtime import processes
 from retrodistill.data import Collection, Texts, load_collection
 from retrodistill.data.collection import Qrels, judgments_of
@@ -161,7 +162,7 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     for encoder in encoders.values():
         warn_of_length(encoder, collection)
         notes += filter(None, [length_warning(encoder, collection)])
-    folder = Path(out).expanduser()
+    folder = path_of(out)
     job = Job(
         recipe, folder, collection, train, test, parallel, rewrites, notes, space, bm25, teacher, ensemble, teachers
     )

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.files import path_of, short_text
 from retrodistill.core.settings import validated
 from retrodistill.core.yaml_files import read_yaml
 from retrodistill.data.records import not_utf8
@@ -29,12 +30,8 @@ def load_recipe(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     Raises:
         UserError: Missing file, not YAML, an unknown key (the nearest is named), or a value that does not fit.
     """
-    path = Path(source).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else recipe_text(source)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}.") from error
-    content = read_yaml(text, str(source))
+    path = path_of(source)
+    content = read_yaml(short_text(path) if path.is_file() else recipe_text(source), str(source))
     if not isinstance(content, dict):
         raise UserError(f"{source} is not a recipe: it needs keys such as name, collection, students.")
     for change in overrides:
@@ -108,7 +105,7 @@ def override(content: Any, change: str) -> None:
 
 def _step(place: Any, key: str, change: str) -> Any:
     if isinstance(place, list):
-        if not key.isdigit() or int(key) >= len(place):
+        if not (key.isascii() and key.isdigit()) or int(key) >= len(place):
             raise UserError(f"override {change!r}: {key!r} is not an item of a list of {len(place)}.")
         return place[int(key)]
     if not isinstance(place, dict):

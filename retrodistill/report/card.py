@@ -19,7 +19,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from retrodistill.core.files import atomic_file
+from retrodistill.core.files import atomic_file, path_of
 from retrodistill.data.conversations import SEPARATOR
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.modules import ROUTE, exits_of
@@ -117,7 +117,7 @@ def published(source: str | Path) -> str:
     """A collection's source for a card: public names unchanged, and only the last part of a local folder."""
     name = source if isinstance(source, str) else ""  # a `Path` is a folder, whatever its name
     prefix = "hf:" if name.startswith("hf:") else ""
-    path = Path(str(source).removeprefix(prefix)).expanduser()
+    path = path_of(str(source).removeprefix(prefix))
     is_on_hub = prefix and not (path.is_absolute() or path.exists())
     if name == "demo" or name.startswith(_PUBLIC) or is_on_hub:
         return name

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.checksums import DamagedError, map_sealed, seal
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import atomic_file
+from retrodistill.core.files import atomic_file, parse_json, path_of
 from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.data.tables import read_lines
 from retrodistill.runs.run import Run, id_codes
@@ -50,7 +50,7 @@ def read_run(path: str | os.PathLike[str], name: str | None = None, *, may_be_em
         UserError: The file is missing, malformed (the message names the line) or empty, has an unknown extension, or
             contains a NaN or infinite score or a pair twice.
     """
-    path = Path(path).expanduser()
+    path = path_of(path)
     if not path.is_file():
         raise UserError(f"no run file {path}; give a .run, .trec, .parquet or .jsonl file.")
     form = _format_of(path)
@@ -76,7 +76,7 @@ def write_run(run: Run, path: str | os.PathLike[str]) -> None:
     TREC and JSONL store scores exactly (the shortest text that reads back as the same number). An unknown extension, an
     id with a space in TREC, or a folder that is not writable is a `UserError`.
     """
-    path = Path(path).expanduser()
+    path = path_of(path)
     form = _format_of(path)
     with atomic_file(path) as temporary:
         form.write(run.ranked(), temporary, path.suffix == ".gz")
@@ -118,7 +118,7 @@ def _parse_trec(line: str) -> _Row:
 
 
 def _parse_json(line: str) -> _Row:
-    row = json.loads(line)
+    row = parse_json(line)
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     for key, kinds in (("query_id", (str, int)), ("document_id", (str, int)), ("score", (int, float))):
@@ -149,13 +149,17 @@ def _read_text(parse: Callable[[str], _Row], form: str, path: Path, name: str | 
 def _read_parquet(path: Path, name: str | None) -> Run:
     try:
         table = pq.read_table(path)
+        table.validate(full=True)  # Parquet's reader takes any bytes for a text
     except (OSError, pa.ArrowException) as error:
         problem = f"it is not a whole Parquet file ({str(error).splitlines()[0]})"
         raise DamagedError(path, problem, _ADVICE) from error
     about = table.schema.metadata or {}
     if _STAMP in about:
-        check_stamp(json.loads(about[_STAMP]), "run", path)
-    stored_name = about.get(b"run", b"").decode()
+        try:
+            check_stamp(parse_json(about[_STAMP]), "run", path)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path} is altered: its format cannot be read; make it again.") from error
+    stored_name = about.get(b"run", b"").decode(errors="replace")
     return Run.from_table(table, name or stored_name or path.stem)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import read_json
+from retrodistill.core.files import path_of, read_json
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.core.names import is_file_name
 from retrodistill.core.runtime import log
@@ -175,7 +175,7 @@ def open_places(places: Sequence[str], *, collection: str | None = None, queries
     corpus: Collection | None = None
     parts = []
     for place in places:
-        folder = Path(place).expanduser()
+        folder = path_of(place)
         if (folder / _RECIPE).is_file():
             if queries is not None:
                 raise UserError(
@@ -368,7 +368,7 @@ def _ensemble(
 def _of_index(place: str, corpus: Collection | None, queries: str | None) -> Served:
     """An index, and next to it the documents' own model on the same index, if the index has other queries."""
     index = load_index(place, queries)
-    name = Path(place.rpartition("#")[2] or place).expanduser().resolve().name
+    name = path_of(place.rpartition("#")[2] or place).resolve().name
     index.name = name
     by = short_name(index.documents_by)
     own = IndexSystem(index, name, documents_by=by, queries_by=short_name(getattr(index.queries, "name", "")))
@@ -385,7 +385,7 @@ def _of_index(place: str, corpus: Collection | None, queries: str | None) -> Ser
             systems = {both.name: both, **systems}
     served = Served(name, systems, pair=list(systems))
     if not is_store(place):
-        folder = Path(place).expanduser()
+        folder = path_of(place)
         served.judgments = folder.with_name(f"{folder.resolve().name}.judgments")
     return served if corpus is None else _with_collection(served, index.as_indexed(corpus), index.changes(corpus))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar
 
 from fastapi import Request
 from pydantic import Field
 
+from retrodistill.core.files import parse_json
 from retrodistill.core.settings import Settings, validated
 from retrodistill.serving.guard import ApiError
 
@@ -118,10 +118,9 @@ def body_of(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
 
     async def read(request: Request) -> Body:
         try:
-            content = json.loads(await request.body())
-        except (ValueError, RecursionError) as error:
-            reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise ApiError(400, f"the body is not JSON ({reason}).") from error
+            content = parse_json(await request.body())
+        except ValueError as error:
+            raise ApiError(400, f"the body is not JSON ({error}).") from error
         if not isinstance(content, dict):
             raise ApiError(400, f"the body is a JSON {type(content).__name__}; send an object.")
         return validated(kind, content, "request", "field")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -14,7 +13,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest
+from retrodistill.core.files import digest, path_of
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.turns import in_turn
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role
@@ -168,7 +167,7 @@ def _start(settings: Any, data: Any) -> CrossEncoder:
 
 
 def _load(folder: str) -> CrossEncoderStudent:
-    is_student = (Path(folder).expanduser() / STUDENT_MANIFEST).exists()
+    is_student = (path_of(folder) / STUDENT_MANIFEST).exists()
     manifest = Manifest.read(folder, STUDENT_MANIFEST) if is_student else None
     return CrossEncoderStudent(load_cross_encoder(folder), f"cross-encoder:{folder}", manifest)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import atomic_folder, check_replaceable, read_json, read_whole
+from retrodistill.core.files import atomic_folder, check_replaceable, path_of, read_json, read_whole
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import main_first
 from retrodistill.encoders.adapters import LoraShape, require_peft, training_adapters
@@ -219,7 +219,7 @@ def load_student(folder: str | os.PathLike[str]) -> AnyStudent:
 
 
 def _load_student(folder: str | os.PathLike[str]) -> AnyStudent:
-    path = Path(folder).expanduser() / "config_sentence_transformers.json"
+    path = path_of(folder) / "config_sentence_transformers.json"
     check_student(path.parent)
     # Folders of old versions of the library do not name their class.
     library_class = read_json(path).get("model_type", "SentenceTransformer") if path.exists() else "SentenceTransformer"

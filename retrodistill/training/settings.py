@@ -253,7 +253,7 @@ class ObjectiveSettings(Settings):
     def _own_temperature(cls, given: Any) -> Any:
         from retrodistill.objectives.registry import OBJECTIVES, get_objective
 
-        if not isinstance(given, dict) or given.get("name") not in OBJECTIVES:
+        if not isinstance(given, dict) or str(given.get("name")) not in OBJECTIVES:
             return given
         return {"student_temperature": get_objective(given["name"]).student_temperature, **given}
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from hostile_artifacts import make_artifacts
 from jobs import Workshop
 from long import counted
 
@@ -25,6 +26,18 @@ def workshop(tmp_path_factory, tiny_folder, tiny_model, tiny_cross_encoder, tiny
         "seq2seq": Path(tiny_seq2seq),
     }
     return Workshop(made, tiny_folder, models)
+
+
+@pytest.fixture(scope="session")
+def artifacts(workshop, tiny_folder, tiny_model, tiny_cross_encoder, tiny_static, tmp_path_factory) -> Path:
+    """Folder of good artifacts, one of each kind, for hostile cases."""
+    folder, made = tmp_path_factory.mktemp("artifacts"), workshop.inputs
+    given = (tiny_folder, tiny_model, tiny_cross_encoder, tiny_static, made / "splade", made / "tokens")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("RETRODISTILL_CACHE", str(folder / "cache"))
+        make_artifacts(folder, *given)
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter):
