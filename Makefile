@@ -7,7 +7,11 @@ HOURS ?= 2
 WORKERS ?= 2
 LARGE ?=
 
-.PHONY: demo test test-slow test-lowest docs studies lock install clean
+MOMENTS ?= 200
+FILES ?= 200
+SEED ?= 0
+
+.PHONY: demo test test-slow test-lowest faults docs studies lock install clean
 
 # The main job on the demonstration corpus; results in out/demo/.
 demo: install
@@ -27,6 +31,11 @@ test-slow: install
 # Tests that need no training, with the lowest versions of the dependencies that pyproject.toml allows.
 test-lowest:
 	.ci/lowest
+
+# The long part of tests/faults: kills, refusals and signals at MOMENTS of all jobs, FILES that are damaged, and all
+# hostile cases. It prints what docs/guides/reliability.md says of the last run.
+faults: install
+	HF_HUB_OFFLINE=1 FAULTS_MOMENTS=$(MOMENTS) FAULTS_FILES=$(FILES) FAULTS_SEED=$(SEED) $(BIN)/pytest tests/faults
 
 # The documentation site in out/site/; a warning, such as a link that leads nowhere, is an error.
 docs: install

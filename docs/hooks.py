@@ -18,7 +18,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = (
-    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "CITATION.cff", "configs/*", "examples/*",
+    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "CITATION.cff", "configs/*", "examples/*",
     "evaluation/**/*.md", "evaluation/**/*.py", "evaluation/**/*.png", "evaluation/**/*.json", "evaluation/**/*.yaml",
 )  # fmt: skip
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)")
