@@ -240,6 +240,8 @@ def _temporary(target: Path, *, is_folder: bool) -> Iterator[Path]:
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 _remove(temporary)
+            elif not isinstance(error, (BlockingIOError, FileNotFoundError)):
+                raise
             temporary = target.with_name(f"{_MARK}{target.name}.{uuid.uuid4().hex[:8]}{_ENDING}")
             _create(temporary, is_folder)
             with contextlib.suppress(OSError):

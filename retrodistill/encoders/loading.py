@@ -13,7 +13,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.core.disk import REFUSALS
+from retrodistill.core.disk import reason_of
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest, read_json, read_whole
 from retrodistill.core.manifest import Manifest
@@ -247,6 +247,7 @@ def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
     try:
         return load(place)
     except (*expected, SafetensorError, HfHubHTTPError, HFValidationError, MemoryError, RecursionError) as error:
+        _check_readable(Path(place))
         raise _failed(failure, error) from error
     except UnpicklingError as error:  # torch reads weights with weights_only
         raise UserError(f"{failure} (its weights hold something else than numbers, which is not read).") from error
@@ -256,9 +257,17 @@ def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
         raise _failed(failure, error) from None
 
 
+def _check_readable(folder: Path) -> None:
+    """Check that the files of a folder can be opened: libraries take one that cannot be for one that is absent."""
+    for file in folder.rglob("*") if folder.is_dir() else ():
+        try:
+            if file.is_file():
+                file.open("rb").close()
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {reason_of(error, file)}.") from error
+
+
 def _failed(failure: str, error: BaseException) -> UserError:
-    if isinstance(error, OSError) and error.errno in REFUSALS:  # the model may be fine
-        return UserError(f"cannot read {error.filename}: {REFUSALS[error.errno].lower()}.")
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(f"{failure} ({reason[:160].rstrip('.')}).")
 
