@@ -14,7 +14,7 @@ from pathlib import Path
 from retrodistill.cli import recipes, generation, teaching, indexes, measuring, serving, doctor  # noqa: F401
 
 # isort: on
-from retrodistill.cli.app import app
+from retrodistill.cli.app import app, printing
 from retrodistill.cli.stopping import stoppable
 from retrodistill.core.disk import is_refusal, reason_of
 from retrodistill.core.errors import UserError
@@ -66,10 +66,10 @@ def _run(arguments: list[str] | None) -> None:
 def _flush() -> None:
     """Print what is buffered; what cannot be printed is dropped, or Python would report it once more at its end."""
     try:
-        sys.stdout.flush()
-    except OSError as error:
+        with printing():
+            sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        error.filename = "standard output"
         raise
 
 

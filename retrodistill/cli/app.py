@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,7 +143,18 @@ def typed(text: str) -> str:
 
 def show(line: str) -> None:
     """Print a result line."""
-    sys.stdout.write(f"{line}\n")
+    with printing():
+        sys.stdout.write(f"{line}\n")
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Name standard output in errors of writing to it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def show_json(value: Any) -> None:

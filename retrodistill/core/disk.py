@@ -22,7 +22,7 @@ REFUSALS = {
 }
 # How Rust's libraries (safetensors, tokenizers), torch, FAISS, and SQLite word a failed write.
 _WORDS = (
-    *("os error", "PytorchStreamWriter", "inline_container", "write error in", "for writing"),
+    *("os error", "PytorchStreamWriter", "inline_container", "iostream error", "write error in", "for writing"),
     *("database or disk is full", "disk I/O error", "unable to open database", "readonly database"),
 )
 _PROBED = 1 << 16  # bytes that are written to ask the system

@@ -89,8 +89,8 @@ def path_of(given: str | os.PathLike[str]) -> Path:
 
 def cache_folder() -> Path:
     """The cache that all recipes share: ``RETRODISTILL_CACHE``, or the platform's user cache folder."""
-    given = os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")
     try:
+        given = os.environ.get("RETRODISTILL_CACHE") or platformdirs.user_cache_dir("retrodistill")
         return path_of(Path(given).expanduser())
     except RuntimeError as error:  # a container may run as a user that the system does not know
         raise UserError("this user has no home folder to keep a cache in; set RETRODISTILL_CACHE to one.") from error
@@ -295,6 +295,8 @@ def _temporary(target: Path, *, is_folder: bool) -> Iterator[Path]:
                 raise
             if error.errno in _NO_LOCKS:
                 _remove(temporary)
+            elif not isinstance(error, (BlockingIOError, FileNotFoundError)):
+                raise
             temporary = target.with_name(f"{_MARK}{target.name}.{uuid.uuid4().hex[:8]}{_ENDING}")
             _create(temporary, is_folder)
             with contextlib.suppress(OSError):

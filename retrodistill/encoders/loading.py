@@ -13,7 +13,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.core.disk import REFUSALS
+from retrodistill.core.disk import reason_of
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import file_digest, path_of, read_json, read_whole
 from retrodistill.core.manifest import Manifest
@@ -251,6 +251,7 @@ def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
     except UnpicklingError as error:  # torch reads weights with weights_only
         raise UserError(f"{failure} (its weights hold something else than numbers, which is not read).") from error
     except Exception as error:  # libraries raise many kinds for what is wrong with a model, `Exception` itself too
+        _check_readable(Path(place))
         raise _failed(failure, error) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of a tokenizer's file, in Rust; it is no Exception
@@ -258,9 +259,17 @@ def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
         raise _failed(failure, error) from None
 
 
+def _check_readable(folder: Path) -> None:
+    """Check that the files of a folder can be opened: libraries take one that cannot be for one that is absent."""
+    for file in folder.rglob("*") if folder.is_dir() else ():
+        try:
+            if file.is_file():
+                file.open("rb").close()
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {reason_of(error, file)}.") from error
+
+
 def _failed(failure: str, error: BaseException) -> UserError:
-    if isinstance(error, OSError) and error.errno in REFUSALS:  # the model may be fine
-        return UserError(f"cannot read {error.filename}: {REFUSALS[error.errno].lower()}.")
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(f"{failure} ({reason[:160].rstrip('.')}).")
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from pydantic import Field
 from scipy.sparse import csr_array
 
+from retrodistill.core.disk import is_refusal, reason_of
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import check_replaceable, path_of
 from retrodistill.core.formats import check_stamp, stamp
@@ -433,12 +434,19 @@ def _one_line_errors(place: str) -> Iterator[None]:
         raise UserError(
             f"Qdrant at {place} does not answer ({_one_line(error)}); is it running, and is this its URL?"
         ) from error
-    except (sqlite3.DatabaseError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(f"Qdrant's folder {place} is damaged ({_one_line(error)}); export again.") from error
-    except (RuntimeError, ValueError, OSError) as error:
-        if "already accessed" in str(error):
-            raise UserError(f"Qdrant's folder {place} is in use by another process; wait or close it.") from error
-        raise UserError(f"Qdrant at {place} refuses: {_one_line(error)}.") from error
+    except (sqlite3.DatabaseError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(_of_a_folder(place, error)) from error
+
+
+def _of_a_folder(place: str, error: Exception) -> str:
+    """The message for an error of the client that is not a server's."""
+    if is_refusal(error):
+        return f"cannot write {place}: {reason_of(error, Path(place))}; run it again to go on."
+    if isinstance(error, (sqlite3.DatabaseError, pickle.UnpicklingError, EOFError)):
+        return f"Qdrant's folder {place} is damaged ({_one_line(error)}); export again."
+    if "already accessed" in str(error):
+        return f"Qdrant's folder {place} is in use by another process; wait or close it."
+    return f"Qdrant at {place} refuses: {_one_line(error)}."
 
 
 def _one_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ import yaml
 from children import MAIN, Child
 
 from retrodistill import cli
+from retrodistill.core.files import read_json
 from retrodistill.core.runtime import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.runs import Run, read_run, write_run
@@ -152,7 +153,7 @@ class TestTheWayThrough:
         assert re.search(r"^total: about \d+ s, ", out, re.MULTILINE)
         status, out, _ = call("run", quick, "--out", tmp_path / "out", "index.factory=SQ8", "--json")
         assert status == 0
-        assert json.loads(out) == json.loads((tmp_path / "out" / "results.json").read_text())
+        assert json.loads(out) == read_json(tmp_path / "out" / "results.json")
         assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["index"]["factory"] == "SQ8"
         status, out, _ = call("run", quick, "--out", tmp_path / "out", "index.factory=SQ8")
         assert status == 0

@@ -106,4 +106,4 @@ class TestMistakes:
         file.write_bytes(file.read_bytes()[:50])
         status, _, err = call("compare", evaluated)
         assert status == 2
-        assert "per-query.parquet is not a whole Parquet file" in err
+        assert "per-query.parquet is damaged" in err

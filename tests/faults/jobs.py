@@ -221,6 +221,7 @@ _JOBS = [
     Job("judge", "", ("judged", "confirmed"), ("index-dense",), JUDGE),
 ]
 JOBS = {job.name: job for job in _JOBS}
+CHANGING = ("change-index", "judge")  # jobs whose output has several versions
 
 
 class Workshop:
@@ -262,16 +263,34 @@ class Workshop:
         self.finished(job)
         return self._seconds[job.name]
 
-    def fill(self, job: Job, folder: Path) -> Path:
-        """Copy what the job reads into a new folder."""
+    def fill(self, job: Job, folder: Path, *, older: bool = False) -> Path:
+        """Copy what the job reads into a new folder; with `older`, also what it wrote there before."""
         shutil.copytree(self.inputs, folder)
         (folder / "tmp").mkdir()
-        for needed in (JOBS[name] for name in job.needs):
-            for name in needed.writes:
-                place = self.finished(needed) / name
-                copy = shutil.copytree if place.is_dir() else shutil.copy
-                copy(place, folder / name)
+        for other in (*(JOBS[name] for name in job.needs), *([job] if older else [])):
+            for name in other.writes:
+                place = self.finished(other) / name
+                (partial(shutil.copytree, dirs_exist_ok=True) if place.is_dir() else shutil.copy)(place, folder / name)
         return folder
+
+    def resume(self, job: Job, folder: Path, before: str = "") -> None:
+        """Run the job to its end where it was broken, and compare with an uninterrupted run."""
+        status, _, error = start(job, folder, before).wait(300)
+        assert status == 0, error
+        assert differences(self.finished(job), folder, job) == []
+        assert leftovers(folder) == []
+
+    def broken_files(self, job: Job, folder: Path, *, older: bool) -> list[str]:
+        """Files that a broken job left half-written; where its output was there before, also those that are gone.
+
+        What it goes on from does not count, and neither does what cannot be removed from a disk that refuses that.
+        """
+        if job.name in CHANGING:
+            return []
+        whole, found = written(self.finished(job), job), written(folder, job)
+        names = [name for name in {*found, *(whole if older else ())} if found.get(name) != whole.get(name)]
+        work = (".retrodistill-", "/.training/", "report.html")  # a report is of the results that were written before
+        return sorted(name for name in names if not any(mark in f"/{name}" for mark in work))
 
 
 def start(job: Job, folder: Path, before: str = "", environment: dict[str, str] | None = None) -> Child:

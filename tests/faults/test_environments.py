@@ -176,4 +176,4 @@ def test_a_user_without_a_home_is_told_to_set_the_cache(tmp_path):
 
 def test_a_home_that_does_not_exist_is_one_line(call):
     status, _, error = call("mine", "--collection", "~no-such-user/x", "--source", "bm25", "--out", "mined.run")
-    assert (status, "full path" in error) == (2, True)
+    assert (status, "~no-such-user" in error) == (2, True)

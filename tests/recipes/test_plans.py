@@ -146,7 +146,7 @@ class TestNeeds:
         planned = steps_of(path, tmp_path / "out")
         run_recipe(path, tmp_path / "out")
         saved = sum(step["out_bytes"] for step in planned if step["unit"] == "students")
-        for pattern, expected in (("students/*/*.safetensors", saved), ("runs/*.run", planned[-1]["out_bytes"])):
+        for pattern, expected in (("students/**/*.safetensors", saved), ("runs/*.run", planned[-1]["out_bytes"])):
             written = sum(file.stat().st_size for file in (tmp_path / "out").glob(pattern))
             assert expected == pytest.approx(written, rel=0.25)
 
