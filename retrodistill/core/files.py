@@ -229,24 +229,24 @@ def _temporary(target: Path, *, is_folder: bool) -> Iterator[Path]:
     """An empty file or folder next to the target; what is left there at the end is removed.
 
     Its name is always the same, so that whoever writes the target next removes what a killed process left. Only where
-    another process is writing the target now, or where nothing can be locked, it has a name of its own.
+    that cannot be locked, since another process is writing the target now, it is of another user, or its disk has no
+    locks, the file or folder has a name of its own.
     """
     make_folder(target.parent)
     with contextlib.ExitStack() as stack, writing(target):
         temporary = target.with_name(f"{_MARK}{target.name}{_ENDING}")
-        _create(temporary, is_folder)
         try:
-            stack.callback(_discard, temporary, _lock(temporary))
+            stack.callback(_discard, temporary, _made(temporary, is_folder))
         except OSError as error:
-            if error.errno in _NO_LOCKS:
+            if error.errno in _NO_LOCKS:  # nobody writes under the shared name there
                 _remove(temporary)
-            elif not isinstance(error, (BlockingIOError, FileNotFoundError)):
-                raise
             temporary = target.with_name(f"{_MARK}{target.name}.{uuid.uuid4().hex[:8]}{_ENDING}")
-            _create(temporary, is_folder)
-            with contextlib.suppress(OSError):
-                stack.callback(os.close, _lock(temporary))
             stack.callback(_remove, temporary)
+            try:
+                stack.callback(os.close, _made(temporary, is_folder))
+            except OSError as lacking:
+                if lacking.errno not in _NO_LOCKS:
+                    raise
         if is_folder:
             for left in temporary.iterdir():
                 _remove(left)
@@ -256,25 +256,33 @@ def _temporary(target: Path, *, is_folder: bool) -> Iterator[Path]:
         yield temporary
 
 
-def _create(path: Path, is_folder: bool) -> None:
-    if is_folder:
-        path.mkdir(exist_ok=True)
-    else:
-        path.touch()
+def _made(path: Path, is_folder: bool) -> int:
+    """Make a temporary file or folder, unless it is there, and lock it; as `_lock`."""
+    if not is_folder:
+        return _lock(path, os.O_RDWR | os.O_CREAT)
+    path.mkdir(exist_ok=True)
+    try:
+        return _lock(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in (*_NO_LOCKS, errno.EWOULDBLOCK):
+            with contextlib.suppress(OSError):  # it is not empty: it was there
+                path.rmdir()
+        raise
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, flags: int) -> int:
     """Lock a temporary file or folder without waiting; the descriptor that has the lock, until it or its process ends.
 
     Raises:
-        OSError: Another process has it, or has renamed or removed the path, or its disk has no locks.
+        OSError: Another process has it, or has renamed or removed the path, it is a link or of another user, or its
+            disk has no locks.
     """
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         if fcntl is None:
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_at(descriptor, path):
+        if os.fstat(descriptor).st_uid != os.geteuid() or not _is_at(descriptor, path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     except OSError:
         os.close(descriptor)
@@ -300,7 +308,7 @@ def _discard(path: Path, lock: int) -> None:
 
 def _remove_unlocked(path: Path) -> None:
     with contextlib.suppress(OSError):
-        lock = _lock(path)
+        lock = _lock(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         _remove(path)
         os.close(lock)
 
