@@ -14,6 +14,7 @@ from retrodistill.core.files import (
     atomic_folder,
     cache_folder,
     digest,
+    exclusive,
     file_digest,
     make_folder,
     path_of,
@@ -230,6 +231,56 @@ class TestReadWhole:
         monkeypatch.setattr(files.time, "sleep", pytest.fail)
         with pytest.raises(FileNotFoundError):
             read_whole(tmp_path / "out", (tmp_path / "out" / "a").read_text)
+
+
+class TestLeftovers:
+    """What killed processes left: a file or folder under a temporary name, which nobody has locked."""
+
+    @pytest.fixture
+    def left(self, tmp_path):
+        (tmp_path / ".retrodistill-a.part").write_text("half")
+        (tmp_path / "below").mkdir()
+        (tmp_path / "below" / ".retrodistill-b.part").mkdir()
+        (tmp_path / "below" / ".retrodistill-b.part" / "c").write_text("half")
+        return tmp_path
+
+    def test_are_removed_by_whoever_writes_the_same(self, left):
+        with atomic_file(left / "a") as temporary:
+            temporary.write_text("new")
+        with atomic_folder(left / "below" / "b") as temporary:
+            assert names(temporary) == []
+        assert (names(left), names(left / "below")) == (["a", "below"], ["b"])
+
+    def test_are_removed_by_a_job_that_has_its_folder_alone(self, left):
+        (left / "below" / "mine.part").write_text("another program's")
+        with exclusive(left / ".lock"):
+            assert (names(left), names(left / "below")) == ([".lock", "below"], ["mine.part"])
+
+    def test_are_not_what_is_being_written(self, tmp_path):
+        with atomic_file(tmp_path / "a") as first, atomic_file(tmp_path / "a") as second:
+            first.write_text("first")
+            second.write_text("second")
+            with exclusive(tmp_path / ".lock"):
+                assert first.read_text() == "first"
+        assert (names(tmp_path), (tmp_path / "a").read_text()) == ([".lock", "a"], "first")
+
+    def test_a_link_in_their_place_is_not_followed(self, tmp_path):
+        (tmp_path / "mine").write_text("mine")
+        (tmp_path / ".retrodistill-a.part").symlink_to("mine")
+        with atomic_file(tmp_path / "a") as temporary:
+            temporary.write_text("new")
+        assert ((tmp_path / "a").read_text(), (tmp_path / "mine").read_text()) == ("new", "mine")
+
+    def test_stay_where_a_disk_has_no_locks_and_nothing_is_added_to_them(self, left, monkeypatch):
+        def refused(*_):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(files.fcntl, "flock", refused)
+        with atomic_folder(left / "c") as temporary:
+            (temporary / "a").write_text("")
+        with atomic_file(left / "d") as temporary:
+            temporary.write_text("")
+        assert names(left) == [".retrodistill-a.part", "below", "c", "d"]
 
 
 class TestFolders:

@@ -54,12 +54,6 @@ _SYNCED = 8  # files whose way to the disk is waited for at once
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a kernel or a file system that cannot swap names
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)  # the last one of folders on NFS
-# Another process has a temporary name now or has just given it up; or it is a link, of another kind, or another user's.
-_NOT_OURS = (
-    *(errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOENT, errno.EACCES, errno.EPERM),
-    *(errno.ELOOP, errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
-)
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _WAIT_SECONDS = 1.0  # before a log line says that another process has a lock
 # What code raises that meets a value of a file of another type or size than it was written with.
 _ALTERED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, EOFError, UserError)
@@ -281,27 +275,24 @@ def _temporary(target: Path, *, is_folder: bool) -> Iterator[Path]:
     """An empty file or folder next to the target; what is left there at the end is removed.
 
     Its name is always the same, so that whoever writes the target next removes what a killed process left. Only where
-    another process is writing the target now, where nothing can be locked, or where that name is a link or belongs to
-    another user, it has a name of its own.
+    that cannot be locked, since another process is writing the target now, it is of another user, or its disk has no
+    locks, the file or folder has a name of its own.
     """
     make_folder(target.parent)
     with contextlib.ExitStack() as stack, writing(target):
         temporary = target.with_name(f"{_MARK}{target.name}{_ENDING}")
         try:
-            _create(temporary, is_folder)
-            stack.callback(_discard, temporary, _lock(temporary))
+            stack.callback(_discard, temporary, _made(temporary, is_folder))
         except OSError as error:
-            if error.errno not in (*_NO_LOCKS, *_NOT_OURS):
-                raise
-            if error.errno in _NO_LOCKS:
+            if error.errno in _NO_LOCKS:  # nobody writes under the shared name there
                 _remove(temporary)
-            elif not isinstance(error, (BlockingIOError, FileNotFoundError)):
-                raise
             temporary = target.with_name(f"{_MARK}{target.name}.{uuid.uuid4().hex[:8]}{_ENDING}")
-            _create(temporary, is_folder)
-            with contextlib.suppress(OSError):
-                stack.callback(os.close, _lock(temporary))
             stack.callback(_remove, temporary)
+            try:
+                stack.callback(os.close, _made(temporary, is_folder))
+            except OSError as lacking:
+                if lacking.errno not in _NO_LOCKS:
+                    raise
         if is_folder:
             for left in temporary.iterdir():
                 _remove(left)
@@ -311,21 +302,28 @@ def _temporary(target: Path, *, is_folder: bool) -> Iterator[Path]:
         yield temporary
 
 
-def _create(path: Path, is_folder: bool) -> None:
-    if is_folder:
-        path.mkdir(exist_ok=True)
-    else:
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | _NO_LINK, 0o666))
+def _made(path: Path, is_folder: bool) -> int:
+    """Make a temporary file or folder, unless it is there, and lock it; as `_lock`."""
+    if not is_folder:
+        return _lock(path, os.O_RDWR | os.O_CREAT)
+    path.mkdir(exist_ok=True)
+    try:
+        return _lock(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in (*_NO_LOCKS, errno.EWOULDBLOCK):
+            with contextlib.suppress(OSError):  # it is not empty: it was there
+                path.rmdir()
+        raise
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, flags: int) -> int:
     """Lock a temporary file or folder without waiting; the descriptor that has the lock, until it or its process ends.
 
     Raises:
-        OSError: Another process has it, or has renamed or removed the path; it is a link or belongs to another user;
-            or its disk has no locks.
+        OSError: Another process has it, or has renamed or removed the path, it is a link or of another user, or its
+            disk has no locks.
     """
-    descriptor = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | _NO_LINK)
+    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         if hasattr(os, "geteuid") and os.fstat(descriptor).st_uid != os.geteuid():
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -358,7 +356,7 @@ def _discard(path: Path, lock: int) -> None:
 
 def _remove_unlocked(path: Path) -> None:
     with contextlib.suppress(OSError):
-        lock = _lock(path)
+        lock = _lock(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         _remove(path)
         os.close(lock)
 
