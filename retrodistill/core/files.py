@@ -60,6 +60,7 @@ _NOT_OURS = (
     *(errno.ELOOP, errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
 )
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for the other end of a pipe
 _WAIT_SECONDS = 1.0  # before a log line says that another process has a lock
 # What code raises that meets a value of a file of another type or size than it was written with.
 _ALTERED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, EOFError, UserError)
@@ -249,7 +250,7 @@ def _held_open(folder: Path) -> Iterator[tuple[int, int] | None]:
     """The version of a folder inside the block, in which the system gives no other folder the same number."""
     descriptor = None
     with contextlib.suppress(OSError):  # there is none, or the system does not open folders
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY | _NO_WAIT)
     try:
         yield _version(folder)
     finally:
