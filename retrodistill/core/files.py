@@ -54,6 +54,7 @@ _SYNCED = 8  # files whose way to the disk is waited for at once
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a kernel or a file system that cannot swap names
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)  # the last one of folders on NFS
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for the other end of a pipe
 _WAIT_SECONDS = 1.0  # before a log line says that another process has a lock
 # What code raises that meets a value of a file of another type or size than it was written with.
 _ALTERED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, EOFError, UserError)
@@ -243,7 +244,7 @@ def _held_open(folder: Path) -> Iterator[tuple[int, int] | None]:
     """The version of a folder inside the block, in which the system gives no other folder the same number."""
     descriptor = None
     with contextlib.suppress(OSError):  # there is none, or the system does not open folders
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY | _NO_WAIT)
     try:
         yield _version(folder)
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json
+from retrodistill.core.files import input_file, read_json
 
 _MODULES = "modules.json"
 _SHARED_LAYERS, _ROTARY_SIZE = 1000, 1 << 20  # what a few tensors may serve: layers that share weights, positions
@@ -27,6 +27,8 @@ def check_model_files(folder: Path) -> None:
         for path in _module_paths(read_json(modules), modules):
             if _leads_out(path):
                 raise UserError(f"{modules} names the folder {path!r}, which is not in the model's own; correct it.")
+    for file in folder.rglob("*"):
+        input_file(file)
     tensors = weights = 0
     for file in sorted(folder.rglob("*.safetensors")):
         tensors += _tensors(file)
