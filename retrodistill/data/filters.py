@@ -136,9 +136,14 @@ def _matches(condition: Condition, column: pa.ChunkedArray) -> np.ndarray:
     if word in _SETS:
         found = _numpy(pc.is_in(column, value_set=pa.array(value, kind)))
         return found if word == "in" else ~found & _numpy(pc.is_valid(column))
+    if isinstance(value, float) and pa.types.is_integer(kind):  # a fraction; as floats, large integers are not exact
+        if word in ("==", "!="):
+            return _numpy(pc.is_valid(column)) & (word == "!=")
+        is_below = word in ("<", "<=")
+        nearest = math.floor(value) if is_below else math.ceil(value)
+        return _numpy((pc.less_equal if is_below else pc.greater_equal)(column, pa.scalar(nearest, kind)))
     compare = {"==": pc.equal, "!=": pc.not_equal, **_ORDERED}[word]
-    # A fraction is compared with integers as a float, as Arrow does by itself.
-    return _numpy(compare(column, pa.scalar(value, None if isinstance(value, float) else kind)))
+    return _numpy(compare(column, pa.scalar(value, kind)))
 
 
 def _has_any(lists: pa.ListArray, values: pa.Array) -> np.ndarray:

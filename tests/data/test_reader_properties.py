@@ -185,6 +185,12 @@ class TestFilters:
         wanted = float(wanted) if field == "share" else wanted
         assert mask.tolist() == [value is not None and COMPARED[operator](value, wanted) for value in values]
 
+    @given(st.sampled_from([*COMPARED]), st.sampled_from([0.5, -5.5, 2000.9]))
+    def test_a_fraction_compares_with_integers_of_any_size(self, operator, wanted):
+        mask = mask_of(parse_filter({"year": {operator: wanted}}, TABLE.schema), TABLE)
+        values = TABLE["year"].to_pylist()
+        assert mask.tolist() == [value is not None and COMPARED[operator](value, wanted) for value in values]
+
     @given(st.sampled_from([*COMPARED]), st.sampled_from(["", "de", "é", "z", "\U0001f600"]))
     def test_strings_compare_as_in_python(self, operator, wanted):
         mask = mask_of(parse_filter({"lang": {operator: wanted}}, TABLE.schema), TABLE)
