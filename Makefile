@@ -9,6 +9,7 @@ LARGE ?=
 
 MOMENTS ?= 200
 FILES ?= 200
+CASES ?=
 SEED ?= 0
 
 .PHONY: demo test test-slow test-lowest faults docs studies lock install clean
@@ -35,7 +36,8 @@ test-lowest:
 # The long part of tests/faults: kills, refusals and signals at MOMENTS of all jobs, FILES that are damaged, and all
 # hostile cases. It prints what docs/guides/reliability.md says of the last run.
 faults: install
-	HF_HUB_OFFLINE=1 FAULTS_MOMENTS=$(MOMENTS) FAULTS_FILES=$(FILES) FAULTS_SEED=$(SEED) $(BIN)/pytest tests/faults
+	HF_HUB_OFFLINE=1 FAULTS_MOMENTS=$(MOMENTS) FAULTS_FILES=$(FILES) FAULTS_CASES=$(CASES) FAULTS_SEED=$(SEED) \
+	  $(BIN)/pytest tests/faults
 
 # The documentation site in out/site/; a warning, such as a link that leads nowhere, is an error.
 docs: install

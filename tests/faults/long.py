@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 
-MOMENTS = int(os.environ.get("FAULTS_MOMENTS", "10"))
-FILES = int(os.environ.get("FAULTS_FILES", "10"))  # that are damaged, of all jobs in turn
+MOMENTS = int(os.environ.get("FAULTS_MOMENTS", "4"))
+FILES = int(os.environ.get("FAULTS_FILES", "4"))  # that are damaged, of all jobs in turn
+CASES = os.environ.get("FAULTS_CASES", "10")  # hostile ones of each family; "" for the number of the family itself
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 
 counted: Counter[str] = Counter()

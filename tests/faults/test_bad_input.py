@@ -1,17 +1,16 @@
 """Hostile input of every kind ends in one line with exit status 2, or in a correct result.
 
 The long part takes the cases that the seed FAULTS_SEED, 0 by default, draws from each family; FAULTS_CASES is their
-number in each, a large one for all of them.
+number in each: empty for that of the family, a large one for all of them.
 """
 
-import os
 import shutil
 
 import pytest
 from hostile_artifacts import write_runs
 from hostile_cases import FAMILIES
 from hostile_runner import BYTES, SECONDS, Case, Ended, problem_of, run_cases
-from long import SEED, record
+from long import CASES, SEED, record
 
 pytestmark = pytest.mark.xdist_group("children")
 
@@ -26,7 +25,7 @@ def wrong(artifacts, folder, family, most, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_case_is_refused_or_right(artifacts, tmp_path, family):
-    assert not wrong(artifacts, tmp_path, family, os.environ.get("FAULTS_CASES", ""))
+    assert not wrong(artifacts, tmp_path, family, CASES)
 
 
 @pytest.mark.parametrize("family", ["tables", "recipes"])

@@ -7,6 +7,7 @@ import pytest
 from children import MAIN, Child
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import read_json
 from retrodistill.recipes import parse_recipe
 from retrodistill.recipes.job import open_job
 
@@ -51,7 +52,7 @@ def test_every_kind_trains_and_one_process_writes(content, students, write_recip
     )
     assert (status, *other[:2]) == (0, 0, ""), f"{said[-3000:]}\n{other[2][-3000:]}"
     results = json.loads(out)
-    assert results == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results == read_json(tmp_path / "out" / "results.json")
     measured = {system["name"]: system["ndcg@10"] for system in results["systems"]}
     assert {name: 0 <= measured[name] <= 1 for name in students} == dict.fromkeys(students, True)
     for name in students:
