@@ -264,12 +264,14 @@ class Workshop:
         return self._seconds[job.name]
 
     def fill(self, job: Job, folder: Path, *, older: bool = False) -> Path:
-        """Copy what the job reads into a new folder; with `older`, also what it wrote there before."""
+        """Copy what the job reads into a new folder; with `older`, also what it wrote there and in the cache before."""
         shutil.copytree(self.inputs, folder)
         (folder / "tmp").mkdir()
         for other in (*(JOBS[name] for name in job.needs), *([job] if older else [])):
-            for name in other.writes:
+            for name in (*other.writes, *(["cache"] if other is job else [])):
                 place = self.finished(other) / name
+                if name == "cache" and not place.exists():
+                    continue
                 (partial(shutil.copytree, dirs_exist_ok=True) if place.is_dir() else shutil.copy)(place, folder / name)
         return folder
 
