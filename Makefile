@@ -25,9 +25,9 @@ test: install
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
-# The other tests: whole recipes, the code of every page, several processes.
+# The other tests: whole recipes, the code of every page, several processes; those of faults are `make faults`.
 test-slow: install
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow --ignore tests/faults
 
 # Tests that need no training, with the lowest versions of the dependencies that pyproject.toml allows.
 test-lowest:
