@@ -66,7 +66,9 @@ def running(served, folder, **options):
 def places(collection, tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("places")
     build_index(collection, f"dense:{tiny_model}", store_texts=True).save(folder / "exact")
-    build_index(collection, f"dense:{tiny_model}", factory="PQ2x4", store_texts=True).save(folder / "pq")
+    build_index(collection, f"dense:{tiny_model}", factory="PQ2x2", store_texts=True).save(
+        folder / "pq"
+    )  # ten distinct texts, four centroids
     return folder
 
 
