@@ -13,6 +13,7 @@ from retrodistill.core.files import (
     atomic_file,
     atomic_folder,
     cache_folder,
+    check_replaceable,
     digest,
     exclusive,
     file_digest,
@@ -21,6 +22,7 @@ from retrodistill.core.files import (
     read_json,
     read_whole,
     short_text,
+    temporary_folder,
     write_json,
 )
 
@@ -255,6 +257,19 @@ class TestLeftovers:
         (left / "below" / "mine.part").write_text("another program's")
         with exclusive(left / ".lock"):
             assert (names(left), names(left / "below")) == ([".lock", "below"], ["mine.part"])
+
+    def test_are_removed_from_the_folder_of_temporary_files(self, left, monkeypatch):
+        monkeypatch.setattr(files.tempfile, "tempdir", str(left))
+        with temporary_folder() as first, temporary_folder() as second:
+            (first / "a").write_text("mine")
+            assert names(left) == sorted(["below", first.name, second.name])
+        assert (names(left), names(left / "below")) == (["below"], [".retrodistill-b.part"])
+
+    def test_do_not_keep_a_folder_from_being_used(self, tmp_path):
+        """Those of a writer that was killed before its first file."""
+        (tmp_path / ".lock").touch()
+        (tmp_path / ".retrodistill-manifest.json.part").touch()
+        assert check_replaceable(tmp_path, "manifest.json") == tmp_path
 
     def test_are_not_what_is_being_written(self, tmp_path):
         with atomic_file(tmp_path / "a") as first, atomic_file(tmp_path / "a") as second:

@@ -95,15 +95,46 @@ def cache_folder() -> Path:
 def throw_away_cache() -> Iterator[Path]:
     """An empty cache in place of the shared one inside the block, which is deleted afterwards."""
     before = os.environ.get("RETRODISTILL_CACHE")
-    with tempfile.TemporaryDirectory(prefix="retrodistill-", ignore_cleanup_errors=True) as folder:
-        os.environ["RETRODISTILL_CACHE"] = folder
+    with temporary_folder() as folder:
+        os.environ["RETRODISTILL_CACHE"] = str(folder)
         try:
-            yield Path(folder)
+            yield folder
         finally:
             if before is None:
                 del os.environ["RETRODISTILL_CACHE"]
             else:
                 os.environ["RETRODISTILL_CACHE"] = before
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A new folder among the system's temporary files, which is deleted afterwards.
+
+    Those of killed processes are deleted before.
+    """
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{_MARK}*{_ENDING}"):
+        _remove_unlocked(left)
+    folder, lock = _locked_folder(place)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder(place: Path) -> tuple[Path, int | None]:
+    """A new folder, and the descriptor that has its lock: None where the file system has no locks."""
+    while True:
+        folder = Path(tempfile.mkdtemp(_ENDING, _MARK, place))
+        try:
+            return folder, _lock(folder, os.O_RDONLY)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return folder, None
+            if error.errno not in (errno.ENOENT, errno.EWOULDBLOCK):  # another process took it for one that was left
+                raise
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -446,7 +477,7 @@ def check_replaceable(path: str | os.PathLike[str], mark: str) -> Path:
     if folder.is_dir():
         # a writer that is killed at once leaves its lock and temporary files
         left = (entry for entry in folder.iterdir() if not is_leftover(entry))
-        others = (entry for entry in left if not (entry.name.startswith(".") and entry.suffix == ".lock"))
+        others = (entry for entry in left if not (entry.name.startswith(".") and entry.name.endswith(".lock")))
         if any(others) and not (folder / mark).is_file():
             raise UserError(f"{folder} holds other files (no {mark} among them), which would be lost; choose another.")
     elif folder.exists() or folder.is_symlink():

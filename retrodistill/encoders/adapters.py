@@ -11,16 +11,20 @@ import importlib.util
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from packaging.version import Version
+
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import temporary_folder
 from retrodistill.encoders.layers import stack_of
 
 ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
+TRANSFORMERS = "5.18"  # earlier releases leave weights of adapters, or of their heads, as they were initialized
 _PREFIX = "base_model.model."  # of the names of PEFT's weights
 
 
@@ -38,9 +42,14 @@ def require_lora(name: str, config: Mapping[str, Any]) -> str:
 
 
 def require_peft(what: str) -> None:
-    """Raise a UserError if peft is not installed; `what` says what needs it."""
+    """Raise a UserError if peft is not installed, or transformers is too old for it; `what` says what needs it."""
     if importlib.util.find_spec("peft") is None:
         raise UserError(f"{what}, and peft is not installed; run: pip install 'retrodistill[lora]'.")
+    if Version(found := version("transformers")) < Version(TRANSFORMERS):
+        raise UserError(
+            f"{what}, which transformers {found} loads with other weights; install {TRANSFORMERS} or later: "
+            "pip install 'retrodistill[lora]'."
+        )
 
 
 @contextlib.contextmanager
@@ -49,9 +58,9 @@ def with_bases(folder: Path, bases: Mapping[str, str]) -> Iterator[Path]:
 
     The files of the model are linked, not copied, and nothing is written into its own folder.
     """
-    with tempfile.TemporaryDirectory(prefix="retrodistill-") as temporary:
+    with temporary_folder() as temporary:
         for file in (file for file in folder.rglob("*") if file.is_file()):
-            copy = Path(temporary, file.relative_to(folder))
+            copy = temporary / file.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             inside = file.parent.relative_to(folder).as_posix()
             base = bases.get("" if inside == "." else f"{inside}/")
@@ -63,7 +72,7 @@ def with_bases(folder: Path, bases: Mapping[str, str]) -> Iterator[Path]:
                 os.symlink(file.resolve(), copy)
             except OSError:  # a system without links
                 shutil.copyfile(file, copy)
-        yield Path(temporary)
+        yield temporary
 
 
 def add_adapter(model: Any, name: str, base: str, place: str) -> None:

@@ -7,7 +7,6 @@ import importlib.util
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from scipy.sparse import csr_array
 
 from retrodistill.core.arrays import read_array, save_array
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import temporary_folder
 from retrodistill.indexes.selected import is_few
 from retrodistill.runs.run import TieOrder, top_k
 
@@ -66,9 +66,9 @@ class SeismicPostings:
     @cached_property
     def nbytes(self) -> int:
         """Size of the library's file."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.write(Path(folder))
-            return (Path(folder) / _FILE).stat().st_size
+        with temporary_folder() as folder:
+            self.write(folder)
+            return (folder / _FILE).stat().st_size
 
     def matrix(self) -> csr_array:
         """(documents, terms) float32 weights, as the library holds them."""

@@ -112,7 +112,12 @@ def _learned(
     }
     columns = job.recipe.index.columns_of(job.collection)
     made_from = Manifest("learned index", inputs, {"factory": factory, **settings.model_dump(mode="json")})
-    if not (made_from.matches(folder, MADE_FROM) and (start_folder / MADE_FROM).exists()):
+    # Indexes that are learned in different ways start from the same one.
+    before = {"factory": factory, "seed": settings.seed, "start_iterations": settings.start_iterations}
+    start_from = Manifest(
+        "index before learning", {name: inputs[name] for name in ("documents", "space", "queries")}, before
+    )
+    if not (made_from.matches(folder, MADE_FROM) and start_from.matches(start_folder, MADE_FROM)):
         started = time.perf_counter()
         # Without scores, the document encoder's own teach.
         teacher = None if job.space_teaches else _teacher_scores(job, texts.texts)
@@ -131,11 +136,11 @@ def _learned(
         made_from = replace(made_from, about={"seconds": taken, "curves": curves})
         if learned.learned.query_map is not None:
             save_query_map(learned, job.out / "students" / name, Manifest("student", inputs, made_from.settings))
-        for index in (learned.index, learned.start):
+        for index, of_index in ((learned.start, start_from), (learned.index, made_from)):
             index.columns = columns
             index.set_source(source)
             index.save(job.out / "indexes" / index.name)
-            made_from.write(job.out / "indexes" / index.name, MADE_FROM)
+            of_index.write(job.out / "indexes" / index.name, MADE_FROM)
     about = Manifest.read(folder, MADE_FROM).about
     seconds[f"learn {name}"] = about["seconds"]
     systems = [_system(job, with_columns(FaissIndex.load(folder), folder, columns), "student")]

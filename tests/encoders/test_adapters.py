@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import retrodistill as rd
 from retrodistill.core.errors import UserError
-from retrodistill.encoders import load_encoder
+from retrodistill.encoders import adapters, load_encoder
 from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder, load_tokenizer
 from retrodistill.encoders.names import content_of
 from retrodistill.rankers import load_ranker
@@ -20,6 +20,7 @@ from retrodistill.students import cross_encoder_student, dense_student, load_stu
 from retrodistill.students.sparse import sparse_student
 
 peft = pytest.importorskip("peft")
+pytest.importorskip("transformers", adapters.TRANSFORMERS)
 TEXTS = ["star planet orbit", "court and judge", "the butter"]
 PAIRS = [("what star", text) for text in TEXTS]
 SHAPES = ("width", "architecture")
@@ -127,6 +128,13 @@ class TestTeachers:
         files = sorted(file.name for file in folder.rglob("*"))
         np.testing.assert_allclose(load_bi_encoder(str(folder)).encode(TEXTS), model.encode(TEXTS), atol=1e-5)
         assert sorted(file.name for file in folder.rglob("*")) == files
+
+
+class TestVersions:
+    def test_a_transformers_that_loads_other_weights_is_refused(self, saved, monkeypatch):
+        monkeypatch.setattr(adapters, "version", lambda _: "5.17.1")
+        with pytest.raises(UserError, match=r"LoRA adapter, which transformers 5\.17\.1 loads with other weights"):
+            load_bi_encoder(str(saved[0]))
 
 
 class TestFingerprints:

@@ -322,6 +322,9 @@ def leftovers(folder: Path) -> list[str]:
     """Temporary files and folders in a job's folder, which a finished job has not."""
     marks = (".part", ".old", ".tmp", ".work", ".training")
     found = [path for path in folder.rglob("*") if path.name.endswith(marks) or path.parent == folder / "tmp"]
+    # Python tries whether it can write to the folder of temporary files by one with these bytes
+    probes = [path for path in (folder / "tmp").iterdir() if path.is_file() and path.read_bytes() in (b"", b"blat")]
+    found = [path for path in found if path not in probes]
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
@@ -353,10 +356,15 @@ def _content(folder: Path, path: Path) -> str | bytes:
     """What must be equal of a file: its bytes, or what is left of them without times; the job's folder has one name."""
     content = path.read_bytes().replace(os.fsencode(folder), b"FOLDER")
     if path.suffix == ".json":
-        return json.dumps(_timeless(json.loads(content)), indent=1)
+        try:
+            return json.dumps(_timeless(json.loads(content)), indent=1)
+        except ValueError:  # half-written
+            return content
     if path.name == "report.html":
         page = page_text(Results.from_json(read_json(path.with_name("results.json"))))
         return "the page of the results" if path.read_text() == page else content
+    if path.parent.name == "judged":  # a judgment that was not confirmed is sent again
+        return b"".join(dict.fromkeys(content.splitlines(keepends=True)))
     return _SECONDS.sub(b"0 s", content) if path.name == "README.md" else content
 
 

@@ -51,6 +51,17 @@ class TestTexts:
         assert inputs["texts"] == texts.texts.fingerprint
 
 
+class TestTheStart:
+    def test_it_is_the_same_for_both_and_lost_files_change_no_other(self, recipe, tmp_path):
+        run_recipe(recipe(), tmp_path / "out")
+        folder = tmp_path / "out" / "indexes"
+        before = (folder / "opq" / MADE_FROM).read_bytes()
+        shutil.rmtree(folder / "distilled")  # learned first, and now again after the other one
+        run_recipe(recipe(), tmp_path / "out")
+        manifests = [json.loads(content) for content in (before, (folder / "opq" / MADE_FROM).read_bytes())]
+        assert manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
+
+
 class TestDocumentsWithoutContent:
     def test_are_in_no_learned_index(self, recipe, tiny_folder, tmp_path):
         folder = shutil.copytree(tiny_folder, tmp_path / "holes")
