@@ -322,8 +322,8 @@ def leftovers(folder: Path) -> list[str]:
     """Temporary files and folders in a job's folder, which a finished job has not."""
     marks = (".part", ".old", ".tmp", ".work", ".training")
     found = [path for path in folder.rglob("*") if path.name.endswith(marks) or path.parent == folder / "tmp"]
-    # Python tries whether it can write to the folder of temporary files by one with these bytes
-    probes = [path for path in (folder / "tmp").iterdir() if path.is_file() and path.read_bytes() in (b"", b"blat")]
+    # Python tries whether it can write to the folder of temporary files by one with these bytes, or some of them
+    probes = [path for path in (folder / "tmp").iterdir() if path.is_file() and b"blat".startswith(path.read_bytes())]
     found = [path for path in found if path not in probes]
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
