@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.errors import UserError
 
+_LEAST_VALUES, _VALUES_PER_BYTE = 10_000_000, 20  # that a column of a Parquet file may have; real files have about 1
 _FAILURES = (
     *(ValueError, EOFError, OSError, MemoryError, RecursionError, TypeError, SyntaxError, tokenize.TokenError),
     *(zipfile.BadZipFile, pa.ArrowException),
@@ -73,14 +74,16 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def read_parquet(
     path: str | os.PathLike[str], columns: Sequence[str] | None = None, advice: str = "make it again"
 ) -> pa.Table:
-    """The table of a Parquet file, or of a folder of them, whose texts are UTF-8.
+    """The table of a Parquet file whose texts are UTF-8.
 
     Raises:
-        UserError: The file is absent, cut short, altered, or of another format, or lacks one of the `columns`. The
-            message ends in the `advice`.
+        UserError: The file is absent, cut short, altered, or of another format, claims more values than files of its
+            size have, or lacks one of the `columns`. The message ends in the `advice`.
     """
     try:
-        table = pq.read_table(path, columns=None if columns is None else list(columns))
+        with pq.ParquetFile(path) as file:
+            _check_values(path, file)
+            table = file.read(None if columns is None else list(columns))
         table.validate(full=True)  # Parquet's reader takes any bytes for a text
     except _FAILURES as error:
         raise UserError(f"{path} is not a whole Parquet file ({_reason(error)}); {advice}.") from error
@@ -88,6 +91,41 @@ def read_parquet(
         found = ", ".join(table.column_names) or "none"
         raise UserError(f"{path} has no column {lacking[0]!r} (columns: {found}); {advice}.")
     return table
+
+
+@contextlib.contextmanager
+def foreign_parquet(path: str | os.PathLike[str]) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of another program, open, whose texts are read as dictionaries.
+
+    A small file may repeat a long text any number of times: see `values_of`.
+
+    Raises:
+        pa.ArrowException: The file is damaged, or claims more values than files of its size have.
+    """
+    with pq.ParquetFile(path) as file:
+        leaves = [file.schema.column(number) for number in range(len(file.schema))]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and "." not in leaf.path]
+    with pq.ParquetFile(path, read_dictionary=texts, pre_buffer=False) as file:
+        _check_values(path, file)
+        yield file
+
+
+def _check_values(path: str | os.PathLike[str], file: pq.ParquetFile) -> None:
+    size, groups = os.stat(path).st_size, [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    for column in range(file.metadata.num_columns):
+        values = sum(group.column(column).num_values for group in groups)
+        if values > _LEAST_VALUES + _VALUES_PER_BYTE * size:
+            raise pa.ArrowInvalid(f"{values} values of a column in {size} bytes")
+
+
+def values_of(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values of a column as Python objects; equal texts of a dictionary are one object."""
+    if isinstance(column, pa.ChunkedArray):
+        return [value for chunk in column.chunks for value in values_of(chunk)]
+    if not pa.types.is_dictionary(column.type):
+        return column.to_pylist()
+    values = column.dictionary.to_pylist()
+    return [None if place is None else values[place] for place in column.indices.to_pylist()]
 
 
 def check_table(table: pa.Table) -> None:

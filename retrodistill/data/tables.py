@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from retrodistill.core.arrays import foreign_parquet, values_of
 from retrodistill.core.errors import UserError, sample_of, unknown
 from retrodistill.core.files import input_file, parse_json
 
@@ -294,12 +294,12 @@ def _tab_cells(line: str) -> list[str]:
 def _read_parquet(path: Path, columns: Columns) -> Iterator[tuple[int, Record]]:
     number = 0
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
+        with foreign_parquet(path) as file:
             for batch in file.iter_batches(_PARQUET_ROWS):
                 batch.validate(full=True)  # Parquet's reader takes any bytes for a text
-                for record in batch.to_pylist():
+                for row in zip(*map(values_of, batch.columns), strict=True):
                     number += 1
-                    yield number, columns.renamed(record)
+                    yield number, columns.renamed(dict(zip(batch.schema.names, row, strict=True)))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two of dates that Python lacks
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}, after row {number}: not a whole Parquet file ({reason}); make it again.") from error

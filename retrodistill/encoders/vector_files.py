@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
-from retrodistill.core.arrays import read_array, read_parquet
+from retrodistill.core.arrays import foreign_parquet, read_array, values_of
 from retrodistill.core.checksums import check_files
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import digest, path_of, read_json
@@ -106,22 +106,33 @@ def _unit(vectors: np.ndarray, ids: list[str], file: Path) -> np.ndarray:
 
 
 def _read_parquet(file: Path) -> _Rows:
-    table = read_parquet(file, advice="write it again")
+    parts = sorted(file.glob("*.parquet")) if file.is_dir() else [file]
+    try:
+        tables = []
+        for part in parts:
+            with foreign_parquet(part) as opened:
+                tables.append(opened.read())
+            tables[-1].validate(full=True)  # Parquet's reader takes any bytes for a text
+        table = pa.concat_tables(tables)
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{part} is not a whole Parquet file ({reason}); write it again.") from error
     names = table.column_names
     is_export = names[:1] == ["document_id"]  # whose documents may have a field called id
     id_column = names[0] if is_export else _column(names, _ID_COLUMNS, file)
     column = _column(table.column_names, _VECTOR_COLUMNS, file)
-    ids = [_id(id_, f"{file}, row {row}") for row, id_ in enumerate(table[id_column].to_pylist(), start=1)]
+    ids = [_id(id_, f"{file}, row {row}") for row, id_ in enumerate(values_of(table[id_column]), start=1)]
     lists = table[column].combine_chunks()
     kinds = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
     if not any(is_kind(lists.type) for is_kind in kinds):
-        raise UserError(f"{file}: column {column!r} is {lists.type}; each row needs a list of numbers.")
+        given = lists.type.value_type if pa.types.is_dictionary(lists.type) else lists.type
+        raise UserError(f"{file}: column {column!r} is {given}; each row needs a list of numbers.")
     _check_widths(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False), ids, file)
     flat = lists.flatten()
     if flat.null_count or not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)):
         raise UserError(f"{file}: column {column!r} has {'nulls' if flat.null_count else flat.type}; give numbers.")
     values = flat.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    texts = table["text"].to_pylist() if "text" in table.column_names else []
+    texts = values_of(table["text"]) if "text" in table.column_names else []
     return ids, values.reshape(len(ids), -1) if ids else np.zeros((0, 0), np.float32), texts
 
 

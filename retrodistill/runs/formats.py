@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retrodistill.core.arrays import foreign_parquet
 from retrodistill.core.checksums import DamagedError, map_sealed, seal
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.files import atomic_file, parse_json, path_of
@@ -148,7 +149,8 @@ def _read_text(parse: Callable[[str], _Row], form: str, path: Path, name: str | 
 
 def _read_parquet(path: Path, name: str | None) -> Run:
     try:
-        table = pq.read_table(path)
+        with foreign_parquet(path) as file:
+            table = file.read()
         table.validate(full=True)  # Parquet's reader takes any bytes for a text
     except (OSError, pa.ArrowException) as error:
         problem = f"it is not a whole Parquet file ({str(error).splitlines()[0]})"

@@ -38,6 +38,7 @@ FAMILIES = {
     "bytes": Family(hostile_files.byte_cases, 200),
     "JSON files": Family(hostile_files.json_cases, 200),
     "columns": Family(hostile_files.column_cases, 120),
+    "Parquet that expands": Family(hostile_files.bomb_cases, 20),
     "places": Family(hostile_places.place_cases, 150),
 }
 

@@ -26,6 +26,23 @@ _EVALUATE = ("evaluate", "--collection", "tiny", "--json")
 _INDEX = ("index", "--collection", "tiny", "--out", "made", "--documents")
 _SCORE = ("score", "--collection", "tiny", "--candidates", "good.run", "--out", "made.run", "--teacher")
 Work = Sequence[str]
+# Good tables of each kind, by column, and commands that read them.
+_TABLES: dict[str, dict[str, list[Any]]] = {
+    "corpus": {"_id": ["d0", "d1", "d2"], "title": ["a", "b", ""], "text": ["sea", "sun", "x"], "year": [1, 2, 3]},
+    "queries": {"_id": ["t0", "t1", "t2"], "text": ["star", "moon", "bread"]},
+    "qrels": {"query-id": ["t0", "t1", "t2"], "corpus-id": ["d0", "d1", "d2"], "score": [1, 1, 2]},
+    "run": {"query_id": ["t0", "t1", "t2"], "document_id": ["d0", "d1", "d2"], "score": [1.0, 2.0, 3.0]},
+    "vectors": {"_id": ["d0", "d1", "d2"], "vector": [[0.1] * 8, [0.2] * 8, [0.3] * 8], "text": ["a", "b", "c"]},
+    "parallel": {"source": ["star", "moon", "sea"], "translation": ["Stern", "Mond", "Meer"]},
+}  # fmt: skip
+_READERS: dict[str, Work] = {
+    "corpus": ("evaluate", "bm25", "--collection", "c", "--json"),
+    "queries": ("evaluate", "bm25", "--collection", "c", "--json"),
+    "qrels": ("evaluate", "bm25", "--collection", "c", "--json"),
+    "run": (*_EVALUATE, "run:new.parquet"),
+    "vectors": (*_EVALUATE, "vectors:new.parquet"),
+    "parallel": ("run", "small.yaml", "--out", "made", "--dry-run", "parallel=new.parquet"),
+}
 
 
 def targets() -> list[tuple[str, str, Work]]:
@@ -134,31 +151,15 @@ def column_cases(base: Path) -> Iterator[Case]:
         "times": pa.array([0, 2**62, -(2**62)], pa.timestamp("ns")),
         "durations": pa.array([1, 2, 3], pa.duration("s")),
     }  # fmt: skip
-    plain = {
-        "corpus": {"_id": ["d0", "d1", "d2"], "title": ["a", "b", ""], "text": ["sea", "sun", "x"], "year": [1, 2, 3]},
-        "queries": {"_id": ["t0", "t1", "t2"], "text": ["star", "moon", "bread"]},
-        "qrels": {"query-id": ["t0", "t1", "t2"], "corpus-id": ["d0", "d1", "d2"], "score": [1, 1, 2]},
-        "run": {"query_id": ["t0", "t1", "t2"], "document_id": ["d0", "d1", "d2"], "score": [1.0, 2.0, 3.0]},
-        "vectors": {"_id": ["d0", "d1", "d2"], "vector": [[0.1] * 8, [0.2] * 8, [0.3] * 8], "text": ["a", "b", "c"]},
-        "parallel": {"source": ["star", "moon", "sea"], "translation": ["Stern", "Mond", "Meer"]},
-    }  # fmt: skip
-    works: dict[str, Work] = {
-        "corpus": ("evaluate", "bm25", "--collection", "c", "--json"),
-        "queries": ("evaluate", "bm25", "--collection", "c", "--json"),
-        "qrels": ("evaluate", "bm25", "--collection", "c", "--json"),
-        "run": (*_EVALUATE, "run:new.parquet"),
-        "vectors": (*_EVALUATE, "vectors:new.parquet"),
-        "parallel": ("run", "small.yaml", "--out", "made", "--dry-run", "parallel=new.parquet"),
-    }
-    for kind, table in plain.items():
+    for kind, table in _TABLES.items():
         for key in table:
             for what, column in columns.items():
                 changed = {**{name: pa.array(values) for name, values in table.items()}, key: column}
-                yield Case(f"{kind}.parquet: {key} of {what}", works[kind], partial(_table, kind, changed))
+                yield Case(f"{kind}.parquet: {key} of {what}", _READERS[kind], partial(_table, kind, changed))
             left = {name: pa.array(values) for name, values in table.items() if name != key}
-            yield Case(f"{kind}.parquet: no {key}", works[kind], partial(_table, kind, left))
+            yield Case(f"{kind}.parquet: no {key}", _READERS[kind], partial(_table, kind, left))
         empty = {name: pa.array(values)[:0] for name, values in table.items()}
-        yield Case(f"{kind}.parquet: no rows", works[kind], partial(_table, kind, empty))
+        yield Case(f"{kind}.parquet: no rows", _READERS[kind], partial(_table, kind, empty))
     arrays: dict[str, Any] = {
         "objects": np.array([{}, 1], dtype=object), "texts": np.array(["a", "b"]),
         "one dimension": np.zeros(60, np.float32), "no columns": np.zeros((60, 0), np.float32),
@@ -269,6 +270,26 @@ def _changed(content: Any, path: Sequence[Any], value: Any) -> Any:
     return copied
 
 
+def bomb_cases(_: Path) -> Iterator[Case]:
+    """Small Parquet files with 268 million equal rows, with one row of as many numbers, and with long equal texts."""
+    long = "x" * (32 << 20)
+    for kind, values in _TABLES.items():
+        first = {name: column[0] for name, column in values.items()}
+        count = 1 << (14 if kind == "vectors" else 20)
+        rows = {name: pa.array([value] * count) for name, value in first.items()}
+        times = (1 << 28) // count
+        yield Case(f"{kind}.parquet: 268 million rows", _READERS[kind], partial(_repeated_table, kind, rows, times))
+        for name in (name for name, value in first.items() if isinstance(value, str)):
+            texts = {key: pa.array([value] * 100) for key, value in first.items()}
+            texts[name] = pa.DictionaryArray.from_arrays(pa.array([0] * 100), pa.array([long]))
+            make = partial(_repeated_table, kind, texts, 1)
+            yield Case(f"{kind}.parquet: 100 times a {name} of 32 MiB", _READERS[kind], make)
+    zeros = pa.ListArray.from_arrays([0, 1 << 24], pa.array(np.zeros(1 << 24, dtype=np.float32)))
+    rows = {**{name: pa.array(column[:1]) for name, column in _TABLES["vectors"].items()}, "vector": zeros}
+    make = partial(_repeated_table, "vectors", rows, 64)
+    yield Case("vectors.parquet: a billion zeros in 64 rows", _READERS["vectors"], make)
+
+
 def _without(content: Any, path: Sequence[Any]) -> Any:
     first, *rest = path
     copied = content.copy()
@@ -280,15 +301,26 @@ def _without(content: Any, path: Sequence[Any]) -> Any:
 
 
 def _table(kind: str, columns: dict[str, pa.Array], folder: Path) -> None:
+    pq.write_table(pa.table(columns), _table_file(kind, folder))
+
+
+def _repeated_table(kind: str, columns: dict[str, pa.Array], times: int, folder: Path) -> None:
+    """A small file of many groups of the same rows."""
+    table, file = pa.table(columns), _table_file(kind, folder)
+    with pq.ParquetWriter(file, table.schema, compression="zstd", dictionary_pagesize_limit=1 << 30) as writer:
+        for _ in range(times):
+            writer.write_table(table)
+
+
+def _table_file(kind: str, folder: Path) -> Path:
+    """Where a command of `_READERS` finds a table."""
     import shutil
 
-    table = pa.table(columns)
     if kind not in ("corpus", "queries", "qrels"):
-        pq.write_table(table, folder / "new.parquet")
-        return
+        return folder / "new.parquet"
     shutil.copytree((folder / "tiny").resolve(), folder / "c")
     (folder / "c" / ("qrels/test.tsv" if kind == "qrels" else f"{kind}.jsonl")).unlink()
-    pq.write_table(table, folder / "c" / ("qrels/test.parquet" if kind == "qrels" else f"{kind}.parquet"))
+    return folder / "c" / ("qrels/test.parquet" if kind == "qrels" else f"{kind}.parquet")
 
 
 def _array(array: Any, folder: Path) -> None:
