@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import threading
 import warnings
@@ -21,6 +22,8 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import is_main, say
 
 __all__ = ["app", "main"]
+
+_NO_MEMORY = re.compile(r"(can't|cannot|failed to) allocate|out of memory", re.IGNORECASE)  # torch's errors are many
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,9 +57,12 @@ def _run(arguments: list[str] | None) -> None:
         _fail(str(error))
     except BrokenPipeError:  # the reader of the output, such as `head`, has enough
         sys.exit(1)
-    except Exception as error:  # a full disk or a read-only folder that no other check has caught
+    except Exception as error:  # a full disk, a read-only folder, or too little memory that no other check has caught
         if isinstance(error, RuntimeError) and "home directory" in str(error):  # of `~`, where there is none
             _fail("a path begins with ~, and that user has no home folder; give a full path.")
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+            reason = str(error).splitlines()[0] if str(error) else "an allocation failed"
+            _fail(f"there is not enough memory ({reason[:160]}); give less data, or use a machine with more.")
         if not is_refusal(error):
             raise
         place = str(getattr(error, "filename", None) or "a file")

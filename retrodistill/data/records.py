@@ -33,6 +33,7 @@ JUDGMENT_COLUMNS = Columns(
     only_ids=True,
 )
 _GRADE = re.compile(r"\s*([+-]?\d{1,20})(?:\.0*)?\s*")
+_LONGEST_ID = 10_000  # characters; addresses are ids, texts are not
 _MISSING = object()
 _DEV = ("validation", "valid", "val", "dev")
 _INT32 = range(-(2**31), 2**31)
@@ -121,6 +122,10 @@ def id_of(value: object, name: str, where: str, place: int, record: Mapping[str,
     if isinstance(value, str) and value:
         if "\0" in value:  # which ends a string in the libraries that measure
             raise UserError(f"{where} {place}: {name!r} is {_shown(value)}, with a NUL character; remove it.")
+        if len(value) > _LONGEST_ID:
+            raise UserError(
+                f"{where} {place}: {name!r} has {len(value)} characters; give an id of at most {_LONGEST_ID}."
+            )
         return text_of(value, name, where, place)
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return str(value)

@@ -288,6 +288,24 @@ class TestFullDisks:
         status, _, err = call("mine", "--collection", "demo", "--source", "bm25", "--out", "x.run")
         assert (status, err) == (2, "error: cannot read or write /somewhere/file: no space left on device.\n")
 
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError("malloc of size 33554432 failed"),
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        ],
+        ids=["Arrow", "torch", "CUDA"],
+    )
+    def test_too_little_memory(self, call, monkeypatch, error):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr("retrodistill.data.load_collection", fail)
+        status, _, err = call("mine", "--collection", "demo", "--source", "bm25", "--out", "x.run")
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.startswith(f"error: there is not enough memory ({error}")
+
     @pytest.mark.xdist_group("children")
     def test_a_real_limit_on_files(self, quick, tmp_path):
         """The system refuses every file beyond 16 KB: stores, checkpoints, students."""

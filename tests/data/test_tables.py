@@ -225,6 +225,7 @@ class TestTexts:
             ("corpus.json", '[{"_id": "d1", "text": "x"}][]', "corpus.json, item 2: something follows"),
             ("corpus.json", "[]", "corpus.json is empty"),
             ("corpus.parquet", b"PAR1 no", "corpus.parquet, after row 0: not a whole Parquet file"),
+            ("corpus.jsonl", json.dumps({"_id": "a" * 10_001, "text": "x"}), "'_id' has 10001 characters"),
             ("corpus.jsonl", '{"_id": "a\\u0000b", "text": "x"}', "'_id' is 'a\\x00b' (str), with a NUL"),
         ],
     )  # fmt: skip

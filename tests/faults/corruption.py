@@ -162,9 +162,11 @@ def reader(command: str, folder: Path) -> Child:
 def _remove_outputs(folder: Path, job: Job) -> None:
     for name in job.writes:
         place = folder / name
+        if name in job.needs:
+            continue
         if place.is_dir():
             shutil.rmtree(place)
-        elif place.exists() and name not in job.needs:
+        elif place.exists():
             place.unlink()
 
 

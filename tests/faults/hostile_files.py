@@ -272,18 +272,21 @@ def _changed(content: Any, path: Sequence[Any], value: Any) -> Any:
 
 def bomb_cases(_: Path) -> Iterator[Case]:
     """Small Parquet files with 268 million equal rows, with one row of as many numbers, and with long equal texts."""
-    long = "x" * (32 << 20)
+    count, long = 100, pa.array(["x" * (32 << 20)])
     for kind, values in _TABLES.items():
         first = {name: column[0] for name, column in values.items()}
-        count = 1 << (14 if kind == "vectors" else 20)
-        rows = {name: pa.array([value] * count) for name, value in first.items()}
-        times = (1 << 28) // count
-        yield Case(f"{kind}.parquet: 268 million rows", _READERS[kind], partial(_repeated_table, kind, rows, times))
-        for name in (name for name, value in first.items() if isinstance(value, str)):
-            texts = {key: pa.array([value] * 100) for key, value in first.items()}
-            texts[name] = pa.DictionaryArray.from_arrays(pa.array([0] * 100), pa.array([long]))
+        rows = {name: pa.array([value] * (1 << 20)) for name, value in first.items() if name != "vector"}
+        if kind != "vectors":
+            make = partial(_repeated_table, kind, rows, 256)
+            yield Case(f"{kind}.parquet: 268 million rows", _READERS[kind], make)
+        for name in rows:
+            if not isinstance(first[name], str):
+                continue
+            texts = {key: pa.array([value] * count) for key, value in first.items()}
+            texts[next(iter(texts))] = pa.array([f"{number}" for number in range(count)])
+            texts[name] = pa.DictionaryArray.from_arrays(pa.array([0] * count), long)
             make = partial(_repeated_table, kind, texts, 1)
-            yield Case(f"{kind}.parquet: 100 times a {name} of 32 MiB", _READERS[kind], make)
+            yield Case(f"{kind}.parquet: {count} times a {name} of 32 MiB", _READERS[kind], make)
     zeros = pa.ListArray.from_arrays([0, 1 << 24], pa.array(np.zeros(1 << 24, dtype=np.float32)))
     rows = {**{name: pa.array(column[:1]) for name, column in _TABLES["vectors"].items()}, "vector": zeros}
     make = partial(_repeated_table, "vectors", rows, 64)
