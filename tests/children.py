@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
@@ -82,6 +83,18 @@ class Child:
         assert self._process.exitcode is not None, f"it did not end in {seconds} seconds"
         out, error = (Path(file.name).read_text() for file in self._files)
         return self._process.exitcode, out, error
+
+
+def served_at(child, patience=120):
+    """Host and port that a `retrodistill serve` says when it listens."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        assert child.poll() is None, child.wait()
+        first, end, _ = child.said().partition("\n")
+        if end:
+            return first.removeprefix("http://").rstrip("/")
+        time.sleep(0.05)
+    raise AssertionError("the server does not start")
 
 
 def _run(code, arguments, paths, settings, files):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
+import json
 import os
 import pickle
 import sqlite3
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _EMBEDDED = "meta.json"  # a file of every embedded Qdrant
 _API_KEY = "QDRANT_API_KEY"
+_DAMAGED = (sqlite3.DatabaseError, pickle.UnpicklingError, EOFError, json.JSONDecodeError, UnicodeError)
 _TIMEOUT = 60  # seconds; Qdrant's default of 5 is short for a batch of token vectors
 _NUMBERS = 1_000_000  # of a request, 20 bytes each as JSON: a server takes 32 MB by default
 _TOKENS = 512  # of a long document
@@ -442,7 +444,7 @@ def _of_a_folder(place: str, error: Exception) -> str:
     """The message for an error of the client that is not a server's."""
     if is_refusal(error):
         return f"cannot write {place}: {reason_of(error, Path(place))}; run it again to go on."
-    if isinstance(error, (sqlite3.DatabaseError, pickle.UnpicklingError, EOFError)):
+    if isinstance(error, _DAMAGED):
         return f"Qdrant's folder {place} is damaged ({_one_line(error)}); export again."
     if "already accessed" in str(error):
         return f"Qdrant's folder {place} is in use by another process; wait or close it."

@@ -115,11 +115,14 @@ class Damage:
         return wrong[0] if wrong else ("named" if "named" in outcomes else "same")
 
     def _judged(self, case: Case, command: str, folder: Path, status: int, out: str, said: str) -> str:
+        job = JOBS[case.job]
         what = f"{case} {command or '(again)'}"
         lines = [line for line in said.splitlines() if line.startswith("error: ")]
         if status == 2 and len(lines) == 1:
             # Of two files that do not belong together, either may be the older one.
             names = {"double": "copy-", "swap": f"{Path(case.file).parent}/"}.get(case.fault, Path(case.file).name)
+            if case.job.startswith("export-qdrant") and case.file.startswith(job.writes):  # its files are Qdrant's own
+                names = f"Qdrant's folder {job.writes[0]} is damaged"
             return "named" if names in lines[0] else f"{what}: does not name it: {lines[0]}"
         if status != 0:
             return f"{what}: exit status {status}: {said[-600:]}"

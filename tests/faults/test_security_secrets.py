@@ -2,17 +2,25 @@
 
 import base64
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote
 
 import pytest
 import requests
 from api_server import serving, settings_file
+from children import MAIN, Child, served_at
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.http import ApiSettings, Client, read_api, without_key
 from retrodistill.core.spending import spend
 from retrodistill.exports.index import load_store
+from retrodistill.indexes import build_index
 from retrodistill.rankers import load_ranker, score
 from retrodistill.runs import Run
 
@@ -221,6 +229,86 @@ def nowhere_in(caught):
 def test_every_form_of_a_key_is_hidden():
     for form in FORMS:
         assert "[key]" in without_key(f"a {form} b", CANARY) or form in CANARY
+
+
+class TestVariables:
+    """Keys that are in variables of the environment: that of `retrodistill serve`, and that of the model hub."""
+
+    @pytest.mark.xdist_group("children")
+    def test_the_token_of_the_server(self, tiny, tiny_model, tmp_path):
+        build_index(tiny, f"dense:{tiny_model}").save(tmp_path / "index")
+        child = Child(MAIN, "serve", tmp_path / "index", "--port", "0", environment={"RETRODISTILL_TOKEN": CANARY})
+        place = served_at(child)
+        as_json = {"Content-Type": "application/json"}
+        answers = [
+            requests.request(
+                method, f"http://{place}{path}", data=body, headers=as_json | {"Authorization": f"Bearer {given}"}
+            )
+            for given in (CANARY, f"{CANARY}x", "another")
+            for method, path, body in (
+                ("GET", "/", None),
+                ("GET", "/info", None),
+                ("GET", "/metrics", None),
+                ("POST", "/search", '{"query": "star"}'),
+                ("POST", "/search", "no JSON"),
+                ("POST", "/reload", ""),
+                ("GET", "/nowhere", None),
+            )
+        ]
+        child.send_signal(signal.SIGTERM)
+        _, out, error = child.wait()
+        assert {200, 401, 404} <= {answer.status_code for answer in answers}
+        nowhere(tmp_path, out, error, *(f"{answer.headers} {answer.text}" for answer in answers))
+
+    @pytest.mark.parametrize("status", [401, *(pytest.param(one, marks=pytest.mark.slow) for one in (200, 403, 404))])
+    def test_the_token_of_the_hub(self, status, tiny_folder, tmp_path):
+        received = []
+
+        class Echo(BaseHTTPRequestHandler):
+            def do_GET(self):
+                received.append(self.headers.get("Authorization", ""))
+                self.send_response(status)
+                self.send_header("X-Error-Message", received[-1])
+                self.end_headers()
+                self.wfile.write(received[-1].encode())
+
+            do_HEAD = do_POST = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        token = "hf_canary4711secretkey"
+        with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as hub:
+            threading.Thread(target=hub.serve_forever, daemon=True).start()
+            environment = {
+                "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+                "HF_HUB_OFFLINE": "0",
+                "HF_TOKEN": token,
+                "HF_HOME": str(tmp_path / "hub"),
+                "RETRODISTILL_CACHE": str(tmp_path / "cache"),
+            }
+            job = (
+                "evaluate",
+                "dense:someone/private",
+                "--collection",
+                str(tiny_folder),
+                "--out",
+                str(tmp_path / "out"),
+            )
+            # not a fork: the hub's library reads the variables when it is imported
+            ended = subprocess.run(
+                [sys.executable, "-c", MAIN, *job],
+                env=os.environ | environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            hub.shutdown()
+        out, error = ended.stdout, ended.stderr
+        assert (ended.returncode, error.splitlines()[-1].startswith("error: ")) == (2, True), error
+        assert f"Bearer {token}" in received
+        files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+        assert [said for said in (out, error, *map(repr, files)) if token in said] == []
 
 
 @pytest.mark.slow

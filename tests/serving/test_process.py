@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from children import MAIN, Child
+from children import MAIN, Child, served_at
 
 from retrodistill.core.errors import UserError
 from retrodistill.serving.server import bound
@@ -26,18 +26,6 @@ systems.IndexSystem.find = slowly
 from retrodistill.cli import main
 main(sys.argv[3:])
 """
-
-
-def address(child, patience=120):
-    """Host and port that a server says."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        assert child.poll() is None, child.wait()
-        with open(child._files[0].name) as file:
-            if (line := file.readline()).endswith("\n"):
-                return line.strip().removeprefix("http://").rstrip("/")
-        time.sleep(0.05)
-    raise AssertionError("the server does not start")
 
 
 def search(place, body):
@@ -84,7 +72,7 @@ class TestProcess:
     def test_sigterm_finishes_what_was_taken_and_takes_no_more(self, index_folder, tmp_path):
         entered, release = tmp_path / "entered", tmp_path / "release"
         child = Child(SLOW, entered, release, "serve", index_folder, "--port", "0")
-        place, answers = address(child), []
+        place, answers = served_at(child), []
         waiting = threading.Thread(target=lambda: answers.append(search(place, {"query": "moon"})))
         waiting.start()
         while not entered.exists():
@@ -108,7 +96,7 @@ class TestProcess:
     def test_a_client_that_leaves_is_counted_and_others_are_answered(self, index_folder, tmp_path):
         entered, release = tmp_path / "entered", tmp_path / "release"
         child = Child(SLOW, entered, release, "serve", index_folder, "--port", "0")
-        place = address(child)
+        place = served_at(child)
         host, port = place.split(":")
         body = b'{"query": "moon"}'
         lines = [f"Host: {place}", "Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
@@ -133,6 +121,6 @@ class TestProcess:
 
     def test_the_command_serves_with_a_token(self, index_folder):
         child = Child(MAIN, "serve", index_folder, "--port", "0", environment={"RETRODISTILL_TOKEN": "t"})
-        assert search(address(child), {"query": "moon"})[0] == 401
+        assert search(served_at(child), {"query": "moon"})[0] == 401
         child.send_signal(signal.SIGTERM)
         assert child.wait()[0] == 0
