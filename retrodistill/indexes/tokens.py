@@ -178,6 +178,8 @@ class TokenStore:
     @classmethod
     def finished(cls, folder: Path, documents: int) -> TokenStore | None:
         """The store that a `TokenWriter` finished in a folder, which is only read; None if it has to be written."""
+        if not (folder / CHECKSUMS).is_file():  # written last
+            return None
         try:
             check_checksums(folder, _ADVICE)
             store = cls.load(folder)
@@ -204,6 +206,8 @@ class TokenWriter:
                 log(str(error), always=True)
                 (folder / _LENGTHS_FILE).unlink(missing_ok=True)
             (folder / CHECKSUMS).unlink()
+        else:
+            (folder / _LIMITS_FILE).unlink(missing_ok=True)  # may be cut short
         if not (folder / _LENGTHS_FILE).is_file():  # written last: without it the other files may be incomplete
             save_codec(fit(), folder)
             (folder / CODES_FILE).write_bytes(b"")

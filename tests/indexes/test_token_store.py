@@ -3,7 +3,7 @@ import pytest
 from ragged_tokens import brute_maxsim, ragged
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import make_folder
+from retrodistill.core.files import CHECKSUMS, make_folder
 from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
 from retrodistill.indexes.tokens import TokenStore, TokenWriter, check_tokens
@@ -174,6 +174,23 @@ class TestWriting:
         assert again.documents == 10
         again.append(DOCUMENTS.slice(10, 50))
         same(again.finish().gather(np.arange(50)), DOCUMENTS)
+
+    @pytest.mark.parametrize("limits", ["whole", "cut short", "missing"])
+    def test_a_kill_before_the_checksums_loses_no_document(self, tmp_path, limits):
+        writer = TokenWriter(tmp_path, plain)
+        writer.append(DOCUMENTS)
+        writer.finish()
+        (tmp_path / CHECKSUMS).unlink()
+        limits_file = tmp_path / "tokens.int8.npy"
+        if limits == "cut short":
+            limits_file.write_bytes(limits_file.read_bytes()[:-9])
+        elif limits == "missing":
+            limits_file.unlink()
+        assert TokenStore.finished(tmp_path, 50) is None
+        again = TokenWriter(tmp_path, self.never)
+        assert again.documents == 50
+        again.finish()
+        same(TokenStore.finished(tmp_path, 50).gather(np.arange(50)), DOCUMENTS)
 
     @staticmethod
     def never():
