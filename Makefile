@@ -38,7 +38,8 @@ test-lowest:
 faults: install
 	HF_HUB_OFFLINE=1 FAULTS_MOMENTS=$(MOMENTS) FAULTS_FILES=$(FILES) FAULTS_CASES=$(CASES) FAULTS_SEED=$(SEED) \
 	  $(BIN)/pytest tests/faults
-	HF_HUB_OFFLINE=1 $(BIN)/pytest --hypothesis-profile=long tests/data/test_reader_properties.py tests/runs/test_run_properties.py
+	HF_HUB_OFFLINE=1 $(BIN)/pytest --hypothesis-profile=long tests/data/test_reader_properties.py \
+	  tests/runs/test_run_properties.py tests/serving/test_request_properties.py
 
 # The documentation site in out/site/; a warning, such as a link that leads nowhere, is an error.
 docs: install

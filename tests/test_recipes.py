@@ -300,6 +300,12 @@ class TestOverrides:
         with pytest.raises(UserError, match=r"unknown key 'idnex'. Did you mean 'index'\?"):
             load_recipe(written, ["idnex.factory=SQ8"])
 
+    @pytest.mark.parametrize("key", ["a[0]", "int", "", "["])
+    def test_an_unknown_key_of_any_name(self, written, key):
+        content = yaml.safe_load(written.read_text())
+        with pytest.raises(UserError, match=f"unknown key {key!r}".replace("[", r"\[")):
+            parse_recipe({**content, key: 1})
+
     def test_the_same_file_can_be_read_again_without_them(self, written):
         load_recipe(written, ["index.factory=SQ8"])
         assert load_recipe(written).index.factory == "Flat"

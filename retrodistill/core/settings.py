@@ -156,7 +156,12 @@ def _renamed(path: list[str], value: Any, known: Sequence[str], is_unknown: bool
 
 def _place(mistake: Any) -> list[str]:
     """Keys and numbers that lead to a mistake, without pydantic's names of the types that it tried."""
-    return [str(part) for part in mistake["loc"] if part not in _TYPES and "[" not in str(part)]
+    is_unknown, last = mistake["type"] == "extra_forbidden", len(mistake["loc"]) - 1  # that key may have any name
+    return [
+        str(part)
+        for place, part in enumerate(mistake["loc"])
+        if (is_unknown and place == last) or (part not in _TYPES and "[" not in str(part))
+    ]
 
 
 def _keys_at(model: Any, path: Sequence[str]) -> list[str]:
