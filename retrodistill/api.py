@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import check_replaceable, exclusive, path_of, read_json
+from retrodistill.core.files import check_replaceable
+from retrodistill.core.json_files import read_json
+from retrodistill.core.locks import exclusive
+from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import is_main, log
 from retrodistill.core.settings import validated
 from retrodistill.data import Collection, load_collection

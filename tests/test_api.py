@@ -3,7 +3,7 @@ import pytest
 
 import retrodistill as rd
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import exclusive
+from retrodistill.core.locks import exclusive
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.vectors import exact_search
 from retrodistill.evaluation import evaluate_run

@@ -8,23 +8,13 @@ from pathlib import Path
 import pytest
 
 from retrodistill.core import files
+from retrodistill.core.cache import cache_folder
+from retrodistill.core.digests import digest, file_digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import (
-    atomic_file,
-    atomic_folder,
-    cache_folder,
-    check_replaceable,
-    digest,
-    exclusive,
-    file_digest,
-    make_folder,
-    path_of,
-    read_json,
-    read_whole,
-    short_text,
-    temporary_folder,
-    write_json,
-)
+from retrodistill.core.files import atomic_file, atomic_folder, check_replaceable, read_whole, temporary_folder
+from retrodistill.core.json_files import read_json, write_json
+from retrodistill.core.locks import exclusive
+from retrodistill.core.paths import make_folder, path_of, short_text
 
 
 def names(folder):

@@ -8,8 +8,8 @@ import pytest
 
 from retrodistill.core import formats
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json
 from retrodistill.core.formats import Format, check_stamp, stamp, without_stamp
+from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import load_collection
 from retrodistill.evaluation.results import Results

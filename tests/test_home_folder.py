@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from retrodistill import Run, build_index, load_collection, load_index, read_run, write_run
-from retrodistill.core.files import cache_folder, check_replaceable, read_json, write_json
+from retrodistill.core.cache import cache_folder
+from retrodistill.core.files import check_replaceable
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.data.conversations import load_rewrites, read_turns
 from retrodistill.encoders import load_encoder
 from retrodistill.evaluation.benchmark import sources

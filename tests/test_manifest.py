@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import Manifest, hardware, library_versions
 
 MANIFEST = Manifest("index", {"documents": "abc"}, {"factory": "Flat", "seed": 0}, {"seconds": 1.5})

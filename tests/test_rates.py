@@ -1,6 +1,6 @@
 import pytest
 
-from retrodistill.core.files import cache_folder
+from retrodistill.core.cache import cache_folder
 from retrodistill.core.rates import rate_key, remember, remembered
 
 

@@ -10,8 +10,8 @@ import filelock
 import pytest
 
 from retrodistill.api import evaluate
+from retrodistill.core.cache import cache_folder, make_once
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, make_once
 from retrodistill.core.rates import remember, remembered
 from retrodistill.data import load_collection
 from retrodistill.encoders import load_encoder

@@ -242,20 +242,20 @@ class TestLock:
 
     def test_a_second_writer_says_that_it_waits(self, store, monkeypatch):
         told, other = [], filelock.FileLock(store.folder / ".lock")
-        monkeypatch.setattr("retrodistill.core.files._WAIT_SECONDS", 0.01)
-        monkeypatch.setattr("retrodistill.core.files.log", lambda line: (told.append(line), other.release()))
+        monkeypatch.setattr("retrodistill.core.locks._WAIT_SECONDS", 0.01)
+        monkeypatch.setattr("retrodistill.core.locks.log", lambda line: (told.append(line), other.release()))
         other.acquire()
         with store.writing():
             assert told == [f"waiting for another process that is writing to {store.folder}"]
-        monkeypatch.setattr("retrodistill.core.files.log", told.append)
+        monkeypatch.setattr("retrodistill.core.locks.log", told.append)
         with store.writing():
             assert len(told) == 1
 
     def test_two_sets_of_keys_are_computed_at_once_and_the_same_set_by_one(self, store, ending, monkeypatch):
         other, told = PartStore(store.folder, OWNER, ending), []
-        monkeypatch.setattr("retrodistill.core.files._WAIT_SECONDS", 0.01)
+        monkeypatch.setattr("retrodistill.core.locks._WAIT_SECONDS", 0.01)
         with store.computing(text_keys(["a", "b"])):
-            monkeypatch.setattr("retrodistill.core.files.log", pytest.fail)
+            monkeypatch.setattr("retrodistill.core.locks.log", pytest.fail)
             with other.computing(text_keys(["c", "d"])):
                 other.append(table(1))
             store.append(table(2))
@@ -263,7 +263,7 @@ class TestLock:
         first = store.computing(text_keys(["a", "b"]))
         first.__enter__()
         ended = lambda line: (told.append(line), first.__exit__(None, None, None))  # noqa: E731 - of two steps
-        monkeypatch.setattr("retrodistill.core.files.log", ended)
+        monkeypatch.setattr("retrodistill.core.locks.log", ended)
         with other.computing(text_keys(["b", "a", "a"])):
             assert told == [f"waiting for another process that is writing to {store.folder}"]
 

@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 from racing import run_process
 
-from retrodistill.core.files import atomic_folder, read_json, write_json
+from retrodistill.core.files import atomic_folder
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.core.manifest import hardware
 from retrodistill.data.leaks import ExcludedQueries, without_leaks
 from retrodistill.data.texts import Texts

@@ -32,7 +32,8 @@ import numpy as np
 from made_corpus import write_collection
 from racing import run_process
 
-from retrodistill.core.files import atomic_folder, read_json, write_json
+from retrodistill.core.files import atomic_folder
+from retrodistill.core.json_files import read_json, write_json
 
 HERE = Path(__file__).parent
 SIZES = (10_000, 100_000, 1_000_000)

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from racing import run_process
 
-from retrodistill.core.files import read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import hardware
 from retrodistill.recipes.resources import readable_bytes
 

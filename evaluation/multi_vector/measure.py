@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrodistill.core.files import read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.data import load_collection
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.multi_vector import Tokens, maxsim, principal_directions, token_encoder

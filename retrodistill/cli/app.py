@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from typer import Context, Option, Typer
 
-from retrodistill.core.files import json_text
+from retrodistill.core.json_files import json_text
 
 app = Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 

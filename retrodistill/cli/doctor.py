@@ -13,7 +13,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from retrodistill.cli.app import JsonOption, app, show, show_json
-from retrodistill.core.files import cache_folder
+from retrodistill.core.cache import cache_folder
 from retrodistill.core.manifest import hardware, library_versions
 
 _LITTLE_DISK, _LITTLE_MEMORY = 2e9, 4e9  # bytes; MiniLM's vectors of a million documents take 1.5 GB

@@ -23,7 +23,7 @@ from retrodistill.cli.app import (
     this_command,
     with_engine,
 )
-from retrodistill.core.files import json_text
+from retrodistill.core.json_files import json_text
 from retrodistill.core.runtime import set_quiet
 from retrodistill.core.stores import slug
 

@@ -19,8 +19,10 @@ import jmespath
 import requests
 from pydantic import ConfigDict, Field, field_validator
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest, parse_json, path_of, short_text
+from retrodistill.core.json_files import parse_json
+from retrodistill.core.paths import path_of, short_text
 from retrodistill.core.settings import Settings, validated
 from retrodistill.core.spending import Bill, Spending, Spent
 from retrodistill.core.yaml_files import read_yaml

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.checksums import check_files, files_of
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest, path_of, read_json, write_json
 from retrodistill.core.formats import check_stamp, stamp
+from retrodistill.core.json_files import read_json, write_json
+from retrodistill.core.paths import path_of
 
 FILE_NAME = "manifest.json"
 _LIBRARIES = ("retrodistill", "torch", "sentence-transformers", "transformers", "faiss-cpu", "bm25s", "numpy")

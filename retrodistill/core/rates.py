@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from retrodistill.core.cache import cache_folder
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, lock_file, locked, make_folder, read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
+from retrodistill.core.locks import lock_file, locked
 from retrodistill.core.manifest import hardware
+from retrodistill.core.paths import make_folder
 from retrodistill.core.runtime import processes
 
 _FILE = "rates.json"

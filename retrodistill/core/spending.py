@@ -17,7 +17,7 @@ from pydantic import Field
 
 from retrodistill.core.disk import writing
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import parse_json
+from retrodistill.core.json_files import parse_json
 from retrodistill.core.settings import Settings, validated
 
 LEDGER = "spending.jsonl"

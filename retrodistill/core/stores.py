@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 from retrodistill.core.checksums import DamagedError, checked, open_arrow, seal, sealed_file, write_arrow
 from retrodistill.core.disk import reason_of
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, lock_file, locked, make_folder, remove_leftovers
+from retrodistill.core.files import atomic_file, remove_leftovers
+from retrodistill.core.locks import lock_file, locked
 from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.paths import make_folder
 from retrodistill.core.runtime import log
 
 _COMPACT_ABOVE = 32  # parts; more of them make opening a store slow

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import path_of
+from retrodistill.core.paths import path_of
 from retrodistill.data.beir import load_folder, load_public
 from retrodistill.data.collection import Collection, Qrels
 from retrodistill.data.demo import load_demo

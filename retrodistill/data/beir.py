@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from retrodistill.core.cache import cache_folder, make_once
+from retrodistill.core.digests import file_digest
 from retrodistill.core.downloads import download, unpack
 from retrodistill.core.errors import UserError, did_you_mean, sample_of
-from retrodistill.core.files import cache_folder, file_digest, make_once
 from retrodistill.core.runtime import log
 from retrodistill.data import records
 from retrodistill.data.collection import Collection

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import regex
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, sample_of, unknown
-from retrodistill.core.files import digest
 from retrodistill.data.fields import fields_table
 from retrodistill.data.languages import LETTERS
 from retrodistill.data.parents import Parents

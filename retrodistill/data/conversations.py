@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import path_of
+from retrodistill.core.paths import path_of
 from retrodistill.data.collection import Collection, check_parts, normalized
 from retrodistill.data.records import id_of, text_of
 from retrodistill.data.tables import read_records

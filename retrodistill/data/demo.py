@@ -27,8 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from retrodistill.core.digests import file_digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import file_digest
 from retrodistill.data.collection import Collection, normalized
 from retrodistill.data.records import Document, Judgment, Query, Source
 from retrodistill.data.sentences import sentences

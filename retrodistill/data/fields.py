@@ -23,8 +23,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import digest
 from retrodistill.data.records import DOCUMENT_KEYS, text_of
 from retrodistill.data.texts import BATCH, column_digest
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrodistill.core.errors import UserError, did_you_mean
-from retrodistill.core.files import parse_json
+from retrodistill.core.json_files import parse_json
 from retrodistill.data.fields import type_name
 from retrodistill.data.records import text_of
 

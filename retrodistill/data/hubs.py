@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
+from retrodistill.core.digests import file_digest
 from retrodistill.core.errors import UserError, did_you_mean
-from retrodistill.core.files import file_digest, path_of
+from retrodistill.core.paths import path_of
 from retrodistill.data.collection import Collection
 from retrodistill.data.records import (
     DOCUMENT_COLUMNS,

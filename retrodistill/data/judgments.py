@@ -12,7 +12,9 @@ from pathlib import Path
 from threading import RLock
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import lock_file, locked, parse_json, path_of
+from retrodistill.core.json_files import parse_json
+from retrodistill.core.locks import lock_file, locked
+from retrodistill.core.paths import path_of
 from retrodistill.data.beir import judgments_in, records_in
 from retrodistill.data.collection import PSEUDO_SPLITS, Collection, Qrels, check_parts, last_judgments
 from retrodistill.data.records import QUERY_COLUMNS, query_of

@@ -16,8 +16,8 @@ from typing import Literal
 
 import regex
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import sample_of
-from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection, normalized
 from retrodistill.data.languages import UNSPACED
 from retrodistill.data.texts import Texts

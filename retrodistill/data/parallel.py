@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest, path_of
+from retrodistill.core.paths import path_of
 from retrodistill.data.leaks import ExcludedQueries
 from retrodistill.data.records import text_of
 from retrodistill.data.tables import Columns, table_at

@@ -10,9 +10,11 @@ from typing import Any
 import pyarrow as pa
 import regex
 
+from retrodistill.core.cache import cache_folder, open_once
 from retrodistill.core.checksums import checked, write_arrow
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, make_folder, open_once
+from retrodistill.core.paths import make_folder
 from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection, full_text
 from retrodistill.data.languages import UNSPACED

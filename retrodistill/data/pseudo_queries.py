@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 
 from retrodistill.core.checksums import checked
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, json_text, path_of
+from retrodistill.core.files import atomic_file
+from retrodistill.core.json_files import json_text
+from retrodistill.core.paths import path_of
 from retrodistill.core.stores import text_keys
 from retrodistill.data.collection import Collection
 from retrodistill.data.phrases import phrase_places

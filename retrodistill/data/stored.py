@@ -9,11 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from retrodistill.core.cache import cache_folder, open_once
 from retrodistill.core.checksums import DamagedError, open_arrow, write_arrow
+from retrodistill.core.digests import digest
 from retrodistill.core.disk import reason_of
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, open_once, read_json, write_json
 from retrodistill.core.formats import check_stamp, stamp
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.core.runtime import bar
 from retrodistill.data.collection import JUDGMENT_SCHEMA, Collection, Qrels, check_parts, full_text
 from retrodistill.data.fields import FieldWriter

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from retrodistill.core.arrays import foreign_parquet, values_of
 from retrodistill.core.errors import UserError, sample_of, unknown
-from retrodistill.core.files import input_file, parse_json
+from retrodistill.core.json_files import parse_json
+from retrodistill.core.paths import input_file
 
 _BOM = b"\xef\xbb\xbf"
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # ending -> name

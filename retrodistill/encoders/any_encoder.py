@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import path_of, read_whole
+from retrodistill.core.files import read_whole
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.paths import path_of
 from retrodistill.encoders.contract import IN_MEMORY, STUDENT_MANIFEST, TextModel
 from retrodistill.encoders.embeddings_api import ApiEncoder
 from retrodistill.encoders.encoder import Encoder

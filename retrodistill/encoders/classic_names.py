@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retrodistill.core.files import json_text, read_json
+from retrodistill.core.json_files import json_text, read_json
 
 _DENSE = "sentence_transformers.models"
 _SPARSE = "sentence_transformers.sparse_encoder.models"

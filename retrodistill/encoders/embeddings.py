@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_array
 
+from retrodistill.core.cache import cache_folder
 from retrodistill.core.checksums import DamagedError, check_rows, checked
 from retrodistill.core.engines import Computation, check_same_model, compute, current_engine
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import bar, keep_freed_memory, log, release_freed_memory
 from retrodistill.core.stores import KEY, KeyIndex, PartStore, text_keys

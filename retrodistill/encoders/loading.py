@@ -13,10 +13,13 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from retrodistill.core.digests import file_digest
 from retrodistill.core.disk import reason_of
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import file_digest, path_of, read_json, read_whole
+from retrodistill.core.files import read_whole
+from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.paths import path_of
 from retrodistill.encoders.adapters import (
     ADAPTER,
     BASE,

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import input_file, read_json
+from retrodistill.core.json_files import read_json
+from retrodistill.core.paths import input_file
 
 _MODULES = "modules.json"
 _SHARED_LAYERS, _ROTARY_SIZE = 1000, 1 << 20  # what a few tensors may serve: layers that share weights, positions

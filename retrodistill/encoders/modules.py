@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import Tokenizer
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest
 from retrodistill.encoders.layers import final_norm, keep_layers, stack_of
 
 if TYPE_CHECKING:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from retrodistill.core.digests import content_digest, digest
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import content_digest, digest, path_of, read_json
+from retrodistill.core.json_files import read_json
+from retrodistill.core.paths import path_of
 
 
 class ModelKind(NamedTuple):

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from retrodistill.core.digests import file_digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import file_digest, path_of
+from retrodistill.core.paths import path_of
 from retrodistill.encoders.names import KINDS
 
 VARIABLE = "RETRODISTILL_TRUST_REMOTE_CODE"

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest
 from retrodistill.encoders.vectors import check_dimensions
 
 if TYPE_CHECKING:

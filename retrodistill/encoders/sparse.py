@@ -12,8 +12,8 @@ import numpy as np
 from scipy.sparse import csr_array, vstack
 
 from retrodistill.core.arrays import read_array, save_array
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.data.records import require_utf8
 from retrodistill.encoders.contract import Role, TextModel

@@ -18,9 +18,11 @@ from pydantic import Field, ValidationError
 
 from retrodistill.core.arrays import foreign_parquet, read_array, values_of
 from retrodistill.core.checksums import check_files
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import digest, path_of, read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.paths import path_of
 from retrodistill.core.settings import Settings
 from retrodistill.core.stores import KeyIndex, text_keys
 from retrodistill.data.collection import Collection

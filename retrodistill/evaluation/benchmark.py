@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import path_of, write_json
+from retrodistill.core.json_files import write_json
 from retrodistill.core.names import check_file_name
+from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, load_collection
 from retrodistill.data.beir import FORUMS, is_collection, load_folder

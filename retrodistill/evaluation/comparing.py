@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError, sample_of, unknown
-from retrodistill.core.files import path_of, read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import FILE_NAME
+from retrodistill.core.paths import path_of
 from retrodistill.data import Collection, load_collection
 from retrodistill.evaluation.agreement import agreements
 from retrodistill.evaluation.evaluating import EvaluationConfig, evaluate

@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import exclusive, path_of, write_json
+from retrodistill.core.json_files import write_json
+from retrodistill.core.locks import exclusive
 from retrodistill.core.manifest import Manifest, hardware, library_versions
+from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, Texts
 from retrodistill.data.collection import check_same_id

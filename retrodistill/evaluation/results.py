@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import CHECKSUM
 from retrodistill.core.formats import check_stamp, stamp, without_stamp
+from retrodistill.core.json_files import CHECKSUM
 
 Role = Literal["baseline", "teacher", "control", "student"]
 ROLES: tuple[str, ...] = get_args(Role)

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.checksums import DamagedError, check_files, file_checksum, seal, sealed_file
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, atomic_folder, make_folder, path_of, read_json
+from retrodistill.core.files import atomic_file, atomic_folder
+from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.names import is_file_name
+from retrodistill.core.paths import make_folder, path_of
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
 from retrodistill.data.collection import Collection

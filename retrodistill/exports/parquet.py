@@ -31,8 +31,10 @@ from scipy.sparse import csr_array
 from retrodistill.core.arrays import read_parquet
 from retrodistill.core.checksums import check_files, file_checksum
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, check_replaceable, exclusive, path_of
+from retrodistill.core.files import atomic_file, check_replaceable
+from retrodistill.core.locks import exclusive
 from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.paths import path_of
 from retrodistill.data.filters import Filter, mask_of
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.encoders.vectors import to_float16

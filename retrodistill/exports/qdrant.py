@@ -25,11 +25,12 @@ from scipy.sparse import csr_array
 
 from retrodistill.core.disk import is_refusal, reason_of
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import check_replaceable, path_of
+from retrodistill.core.files import check_replaceable
 from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.core.http import holds_secret, require_encryption, without_key
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.names import check_file_name
+from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug
 from retrodistill.data.fields import from_json, to_json

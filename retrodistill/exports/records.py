@@ -16,8 +16,8 @@ from scipy import sparse
 from scipy.sparse import csr_array
 
 from retrodistill.core.checksums import checked
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from retrodistill.core.digests import content_digest
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import content_digest, make_folder, path_of
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.paths import make_folder, path_of
 from retrodistill.core.runtime import log
 from retrodistill.core.settings import validated
 from retrodistill.core.spending import current_spending

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import short_text
+from retrodistill.core.paths import short_text
 from retrodistill.core.settings import Settings
 
 

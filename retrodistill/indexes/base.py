@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.arrays import read_parquet
 from retrodistill.core.checksums import PREFIX, check_files, file_checksum
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import atomic_folder, check_replaceable, digest, is_leftover, path_of, read_whole
+from retrodistill.core.files import atomic_folder, check_replaceable, is_leftover, read_whole
 from retrodistill.core.manifest import FILE_NAME, Manifest
+from retrodistill.core.paths import path_of
 from retrodistill.core.turns import alone, in_turn, shared
 from retrodistill.data.collection import Collection
 from retrodistill.data.fields import type_names

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from retrodistill.core.arrays import read_arrays
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.faiss import faiss
-from retrodistill.core.files import read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.core.settings import Settings
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.encoders.vectors import to_float16

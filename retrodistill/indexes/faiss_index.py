@@ -11,9 +11,9 @@ from typing import Any, Self
 import numpy as np
 from pydantic import model_validator
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.faiss import faiss, read_faiss, write_faiss
-from retrodistill.core.files import digest
 from retrodistill.core.runtime import log
 from retrodistill.core.settings import Settings
 from retrodistill.data.collection import Collection

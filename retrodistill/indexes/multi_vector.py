@@ -10,10 +10,13 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from retrodistill.core.cache import cache_folder
+from retrodistill.core.digests import digest
 from retrodistill.core.disk import writing
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, lock_file, locked, make_folder
+from retrodistill.core.locks import lock_file, locked
 from retrodistill.core.manifest import FILE_NAME
+from retrodistill.core.paths import make_folder
 from retrodistill.core.runtime import bar
 from retrodistill.core.settings import validated
 from retrodistill.data.collection import Collection

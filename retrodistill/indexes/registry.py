@@ -16,7 +16,8 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import path_of, read_whole
+from retrodistill.core.files import read_whole
+from retrodistill.core.paths import path_of
 from retrodistill.core.settings import OneOf, Settings, validated
 from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder

@@ -10,7 +10,9 @@ import numpy as np
 
 from retrodistill.core.arrays import append_array, read_array, save_array
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import CHECKSUMS, atomic_file, check_checksums, make_folder, write_checksums
+from retrodistill.core.files import atomic_file
+from retrodistill.core.json_files import CHECKSUMS, check_checksums, write_checksums
+from retrodistill.core.paths import make_folder
 from retrodistill.core.runtime import log
 from retrodistill.encoders.multi_vector import Tokens, blocks_of
 from retrodistill.indexes.codecs import Codec, load_codec, save_codec

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import regex
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, did_you_mean
-from retrodistill.core.files import digest
 from retrodistill.core.runtime import log
 from retrodistill.data.languages import UNSPACED, beginnings, languages_of
 from retrodistill.data.texts import Texts

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from retrodistill.core.files import digest
+from retrodistill.core.digests import digest
 from retrodistill.core.runtime import bar
 from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection

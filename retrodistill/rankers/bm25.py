@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csc_array, csr_array, vstack
 
+from retrodistill.core.cache import cache_folder, open_once
 from retrodistill.core.checksums import DamagedError
-from retrodistill.core.files import cache_folder, check_checksums, digest, open_once, write_checksums
+from retrodistill.core.digests import digest
+from retrodistill.core.json_files import check_checksums, write_checksums
 from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts

@@ -13,8 +13,8 @@ import jmespath
 import numpy as np
 import pyarrow as pa
 
+from retrodistill.core.cache import cache_folder
 from retrodistill.core.engines import Computation
-from retrodistill.core.files import cache_folder
 from retrodistill.core.http import ApiSettings, Client, UnreadableError, filled, tokens_of
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.spending import Bill, current_spending

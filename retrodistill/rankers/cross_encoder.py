@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from retrodistill.core.cache import cache_folder
 from retrodistill.core.engines import Computation, Task, check_same_model, compute
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug, text_keys

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.corpus import CorpusScores, MeanOfZScores

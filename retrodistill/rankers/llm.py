@@ -14,9 +14,10 @@ import jmespath
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest, short_text
 from retrodistill.core.http import ApiSettings, UnreadableError, filled, read_api
+from retrodistill.core.paths import short_text
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.names import ModelName

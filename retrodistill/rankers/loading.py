@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import path_of
+from retrodistill.core.paths import path_of
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel
 from retrodistill.encoders.loading import load_cross_encoder, scores_pairs

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import digest
 from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection, of_originals
 from retrodistill.data.texts import Texts

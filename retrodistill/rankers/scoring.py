@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import path_of
+from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import path_of
+from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import processes
 from retrodistill.data import Collection, Texts, load_collection
 from retrodistill.data.collection import Qrels, judgments_of

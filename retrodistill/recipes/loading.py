@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import path_of, short_text
+from retrodistill.core.paths import path_of, short_text
 from retrodistill.core.settings import validated
 from retrodistill.core.yaml_files import read_yaml
 from retrodistill.data.records import not_utf8

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from retrodistill.core.files import throw_away_cache
+from retrodistill.core.cache import throw_away_cache
 from retrodistill.core.rates import rate_key, remember, remembered
 from retrodistill.core.runtime import muted
 from retrodistill.encoders.embeddings import seconds_to_embed

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from retrodistill.core.files import throw_away_cache
+from retrodistill.core.cache import throw_away_cache
 from retrodistill.core.rates import rate_key, remember, remembered
 from retrodistill.core.runtime import muted
 from retrodistill.data.collection import Collection, Qrels

@@ -18,8 +18,8 @@ import numpy as np
 
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.candidates.selection import pairs_within
+from retrodistill.core.cache import throw_away_cache
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import throw_away_cache
 from retrodistill.core.runtime import muted
 from retrodistill.core.spending import Bill
 from retrodistill.core.stores import text_keys

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
+from retrodistill.core.cache import cache_folder
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder
 from retrodistill.core.spending import Bill
 
 # The memory of a container, by cgroups of version 2 and 1: files of its limit, of what is used, and of what that is.

@@ -11,8 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from retrodistill.core.checksums import file_checksum
-from retrodistill.core.files import atomic_file, exclusive, make_folder, write_json
+from retrodistill.core.files import atomic_file
+from retrodistill.core.json_files import write_json
+from retrodistill.core.locks import exclusive
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.paths import make_folder
 from retrodistill.core.runtime import is_main, main_first, release_freed_memory
 from retrodistill.core.spending import LEDGER, Spending, spend
 from retrodistill.encoders.contract import encode_with

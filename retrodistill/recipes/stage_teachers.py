@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from retrodistill.core.digests import content_digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import content_digest
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.names import content_of

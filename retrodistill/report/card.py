@@ -19,7 +19,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from retrodistill.core.files import atomic_file, path_of
+from retrodistill.core.files import atomic_file
+from retrodistill.core.paths import path_of
 from retrodistill.data.conversations import SEPARATOR
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.modules import ROUTE, exits_of

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 from retrodistill.core.arrays import foreign_parquet
 from retrodistill.core.checksums import DamagedError, map_sealed, seal
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import atomic_file, parse_json, path_of
+from retrodistill.core.files import atomic_file
 from retrodistill.core.formats import check_stamp, stamp
+from retrodistill.core.json_files import parse_json
+from retrodistill.core.paths import path_of
 from retrodistill.data.tables import read_lines
 from retrodistill.runs.run import Run, id_codes
 

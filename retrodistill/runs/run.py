@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, sample_of
-from retrodistill.core.files import digest
 from retrodistill.core.stores import KeyIndex
 from retrodistill.data.texts import Texts, column_digest, id_places
 

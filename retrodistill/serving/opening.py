@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import path_of, read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import FILE_NAME
 from retrodistill.core.names import is_file_name
+from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import log
 from retrodistill.data import Collection, Texts, load_collection
 from retrodistill.encoders.any_encoder import load_encoder

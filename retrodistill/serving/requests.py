@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from fastapi import Request
 from pydantic import Field
 
-from retrodistill.core.files import parse_json
+from retrodistill.core.json_files import parse_json
 from retrodistill.core.settings import Settings, validated
 from retrodistill.serving.guard import ApiError
 

@@ -12,9 +12,10 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest, path_of
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.paths import path_of
 from retrodistill.core.turns import in_turn
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role
 from retrodistill.encoders.layers import longest_text

@@ -19,8 +19,8 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from retrodistill.core.digests import digest, texts_digest
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import digest, texts_digest
 from retrodistill.core.runtime import main_first
 from retrodistill.core.turns import in_turn
 from retrodistill.data.collection import Collection

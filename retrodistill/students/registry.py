@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import atomic_folder, check_replaceable, path_of, read_json, read_whole
+from retrodistill.core.files import atomic_folder, check_replaceable, read_whole
+from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import main_first
 from retrodistill.encoders.adapters import LoraShape, require_peft, training_adapters
 from retrodistill.encoders.classic_names import write_classic_names

@@ -25,8 +25,9 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, Metaspace
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.trainers import BpeTrainer
 
+from retrodistill.core.cache import cache_folder, cached_array
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError, unknown
-from retrodistill.core.files import cache_folder, cached_array, digest
 from retrodistill.core.runtime import bar
 from retrodistill.data.conversations import with_rewrites
 from retrodistill.data.parallel import Parallel

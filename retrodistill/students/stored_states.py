@@ -19,9 +19,10 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from retrodistill.core.arrays import save_array
+from retrodistill.core.cache import cache_folder, open_once
 from retrodistill.core.checksums import DamagedError, checked, map_sealed, seal, sealed_file
+from retrodistill.core.digests import digest, texts_digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, open_once, texts_digest
 from retrodistill.core.runtime import average_gradients, bar, keep_freed_memory, release_freed_memory
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts

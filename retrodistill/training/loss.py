@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.core.runtime import is_main, log, processes
 from retrodistill.objectives.classes import PseudoClasses
 from retrodistill.objectives.distributions import InterpolationSchedule

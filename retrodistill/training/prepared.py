@@ -10,8 +10,9 @@ import numpy as np
 from retrodistill.candidates.mining import distinct_documents
 from retrodistill.candidates.samplers import TopicBatches, cluster_topics, topic_count
 from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
+from retrodistill.core.cache import cached_array
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cached_array, digest
 from retrodistill.core.runtime import log, main_first
 from retrodistill.data.collection import judgments_of
 from retrodistill.data.texts import Texts

@@ -15,8 +15,9 @@ from retrodistill.candidates.mining import distinct_documents, mine, with_positi
 from retrodistill.candidates.samplers import random_documents
 from retrodistill.candidates.selection import Budget, choose_pairs, labeled
 from retrodistill.core.checksums import map_sealed
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest, read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.core.runtime import log
 from retrodistill.data.collection import Collection
 from retrodistill.data.pseudo_queries import is_phrase, source_document

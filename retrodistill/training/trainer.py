@@ -21,7 +21,9 @@ import torch
 from retrodistill.core.checksums import DamagedError, checksum
 from retrodistill.core.disk import writing
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, check_checksums, make_folder, read_json, write_checksums, write_json
+from retrodistill.core.files import atomic_file
+from retrodistill.core.json_files import check_checksums, read_json, write_checksums, write_json
+from retrodistill.core.paths import make_folder
 from retrodistill.core.runtime import bar, is_main, keep_freed_memory, log, processes, release_freed_memory
 from retrodistill.encoders.adapters import has_adapters
 from retrodistill.encoders.encoder import Encoder

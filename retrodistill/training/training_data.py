@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest
 from retrodistill.data.collection import Collection, Qrels, of_originals
 from retrodistill.data.conversations import with_rewrites
 from retrodistill.data.leaks import ExcludedQueries

@@ -12,7 +12,7 @@ import yaml
 from children import MAIN, Child
 
 from retrodistill import cli
-from retrodistill.core.files import read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.core.runtime import set_quiet
 from retrodistill.encoders import load_encoder
 from retrodistill.runs import Run, read_run, write_run

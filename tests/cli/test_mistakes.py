@@ -7,7 +7,7 @@ import pytest
 from children import Child
 
 from retrodistill import cli
-from retrodistill.core.files import read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.encoders import load_encoder
 from retrodistill.runs import Run, write_run
 

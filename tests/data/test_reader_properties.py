@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import parse_json, read_json, short_text
+from retrodistill.core.json_files import parse_json, read_json
 from retrodistill.core.manifest import Manifest
+from retrodistill.core.paths import short_text
 from retrodistill.core.yaml_files import read_yaml
 from retrodistill.data import load_collection
 from retrodistill.data.beir import judgments_in

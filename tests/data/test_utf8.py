@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import digest, json_text, read_json, write_json
+from retrodistill.core.json_files import json_text, read_json, write_json
 from retrodistill.data import Collection, Texts
 from retrodistill.encoders import load_encoder
 from retrodistill.rankers.protocol import as_queries, check_queries

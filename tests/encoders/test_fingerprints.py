@@ -157,7 +157,7 @@ class TestOtherKeys:
 
 def earlier(space):
     """A space as an earlier version saved it: without tokenizer and configuration, and its fingerprint."""
-    from retrodistill.core.files import digest
+    from retrodistill.core.digests import digest
 
     contract = contract_at(space.contract, 1)
     query_contract = contract_at(space.query_contract, 1)

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from retrodistill.core.checksums import file_checksum
-from retrodistill.core.files import read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.data import load_collection
 from retrodistill.exports import export_index
 from retrodistill.indexes import build_index

@@ -25,7 +25,7 @@ import yaml
 from children import MAIN, Child
 from disk import CHANGES, EVERY, Operation, arming, operations
 
-from retrodistill.core.files import read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.evaluation.results import Results
 from retrodistill.report.page import page_text
 

@@ -8,9 +8,10 @@ import pytest
 from corruption import FAULTS
 
 from retrodistill.core import checksums
+from retrodistill.core.cache import cached_array
 from retrodistill.core.checksums import DamagedError
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cached_array, check_checksums, write_checksums, write_json
+from retrodistill.core.json_files import check_checksums, write_checksums, write_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.stores import text_keys
 from retrodistill.data import load_collection

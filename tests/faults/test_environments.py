@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from children import MAIN
 
-from retrodistill.core.files import read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.runs import read_run
 
 SAVED = Path(__file__).parents[1] / "fixtures" / "saved_at_0.1.0"

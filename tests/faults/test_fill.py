@@ -30,7 +30,19 @@ REFUSALS = {
 }
 
 
-READ = ("cache", "collection", "bi-encoder", "cross-encoder", "splade", "tokens", "seq2seq", "masked", "index-", ".run")
+READ = (
+    "cache",
+    "collection",
+    "judgment",
+    "bi-encoder",
+    "cross-encoder",
+    "splade",
+    "tokens",
+    "seq2seq",
+    "masked",
+    "index-",
+    ".run",
+)
 UNSAID = "inline_container"  # torch does not say why, and the disk, when asked again, takes a small file
 
 

@@ -14,7 +14,8 @@ from store_children import TEXTS, LoggedEncoder, fake_vector, start
 
 from retrodistill.core import files
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_folder, exclusive, lock_file, locked
+from retrodistill.core.files import atomic_folder
+from retrodistill.core.locks import exclusive, lock_file, locked
 from retrodistill.core.rates import remembered
 from retrodistill.core.spending import read_ledger
 from retrodistill.data import load_collection
@@ -210,7 +211,7 @@ class TestOutputFolders:
                 """
                 import sys
                 from retrodistill.core.errors import UserError
-                from retrodistill.core.files import exclusive
+                from retrodistill.core.locks import exclusive
                 try:
                     with exclusive(sys.argv[1]):
                         pass

@@ -13,7 +13,7 @@ import torch
 from children import Child
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import write_checksums
+from retrodistill.core.json_files import write_checksums
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.loading import (
     load_bi_encoder,

@@ -398,7 +398,7 @@ class TestYaml:
 def test_a_file_of_an_index_that_claims_too_much_is_refused_by_name(tmp_path, tiny, tiny_model):
     """With checksums that fit, as an attacker writes them."""
     from retrodistill.core.checksums import file_checksum
-    from retrodistill.core.files import read_json, write_json
+    from retrodistill.core.json_files import read_json, write_json
     from retrodistill.indexes import build_index
 
     build_index(tiny, documents=f"dense:{tiny_model}").save(tmp_path / "index")

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from retrodistill.api import evaluate
+from retrodistill.core.cache import cache_folder
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import atomic_file, atomic_folder, cache_folder, make_folder, write_json
+from retrodistill.core.files import atomic_file, atomic_folder
+from retrodistill.core.json_files import write_json
 from retrodistill.core.names import check_file_name, is_file_name
+from retrodistill.core.paths import make_folder
 from retrodistill.core.stores import slug
 from retrodistill.data import Collection, load_collection
 from retrodistill.evaluation.benchmark import benchmark

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import Collection, Texts
 from retrodistill.encoders import Encoder, load_encoder

@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from sparse_models import inference_free, saved, splade
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.data import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.space import EmbeddingSpace

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from ragged_tokens import ragged
 
+from retrodistill.core.digests import file_digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import file_digest, read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.data import Texts
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, maxsim, token_encoder

@@ -6,7 +6,9 @@ import shutil
 import pytest
 
 from retrodistill.api import evaluate
-from retrodistill.core.files import atomic_file, atomic_folder, cache_folder, read_json, write_json
+from retrodistill.core.cache import cache_folder
+from retrodistill.core.files import atomic_file, atomic_folder
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import load_collection
 from retrodistill.data.texts import Texts

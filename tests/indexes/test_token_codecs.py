@@ -5,7 +5,7 @@ import pytest
 from ragged_tokens import ragged
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.encoders.multi_vector import Tokens
 from retrodistill.indexes.codecs import CODECS, DROPPED, CodecSettings, ResidualCodec, fit_codec, load_codec, save_codec
 

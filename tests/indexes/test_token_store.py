@@ -3,7 +3,8 @@ import pytest
 from ragged_tokens import brute_maxsim, ragged
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import CHECKSUMS, make_folder
+from retrodistill.core.json_files import CHECKSUMS
+from retrodistill.core.paths import make_folder
 from retrodistill.encoders.multi_vector import Tokens, best_documents, maxsim
 from retrodistill.indexes.codecs import CodecSettings, fit_codec
 from retrodistill.indexes.tokens import TokenStore, TokenWriter, check_tokens

@@ -1,7 +1,7 @@
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.recipes import run_recipe

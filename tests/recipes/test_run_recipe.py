@@ -8,7 +8,7 @@ import pytest
 from children import Child
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.encoders import load_encoder
 from retrodistill.indexes import load_index
 from retrodistill.recipes import load_recipe, parse_recipe, run_recipe

@@ -7,7 +7,7 @@ import pytest
 from children import MAIN, Child
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.recipes import parse_recipe
 from retrodistill.recipes.job import open_job
 

@@ -5,7 +5,7 @@ import pytest
 from answers import client_of, message
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import read_json, write_json
+from retrodistill.core.json_files import read_json, write_json
 from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.runs.formats import read_run
 from retrodistill.serving.opening import open_places

@@ -6,8 +6,9 @@ import pytest
 import torch
 from sentence_transformers.util import batch_to_device
 
+from retrodistill.core.cache import cache_folder
+from retrodistill.core.digests import digest, texts_digest
 from retrodistill.core.errors import UserError
-from retrodistill.core.files import cache_folder, digest, texts_digest
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives.sparsity import flops

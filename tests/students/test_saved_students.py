@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrodistill.core.files import read_json
+from retrodistill.core.json_files import read_json
 from retrodistill.data import load_collection
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.contract import encode_with
