@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from retrodistill.core.disk import reason_of
 from retrodistill.core.errors import UserError
 from retrodistill.core.json_files import read_json
 from retrodistill.core.paths import input_file
@@ -61,6 +62,10 @@ def _tensors(file: Path) -> int:
     """Number of tensors in a file of weights, whose header and offsets fit its size."""
     from safetensors import SafetensorError, safe_open
 
+    try:
+        file.open("rb").close()  # safetensors calls whatever keeps it from opening a file a missing file
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {reason_of(error, file)}.") from error
     try:
         with safe_open(file, "pt") as content:
             return len(content.keys())

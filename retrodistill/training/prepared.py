@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,7 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
         notes = [f"{len(unreadable)} training texts have no token that the student knows, and are left out.", *notes]
     if texts.left_out:
         notes = [f"{texts.left_out} texts of documents are test queries, or nearly, and are left out.", *notes]
+    notes = [*_unrecorded(stage, data), *notes]
     terms = [
         Term(term.name, term.weight, term.student_temperature, term.teacher_temperature or spread / term.target_std)
         for term in stage.objectives
@@ -78,6 +80,18 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
         return Prepared(texts, lists, terms, held_out, None, notes, classes, unreadable, free)
     chosen, note = selected(stage.selection, data, texts, scored)
     return Prepared(texts, lists, terms, held_out, chosen, [*notes, note], classes, unreadable, free)
+
+
+def _unrecorded(stage: StageSettings, data: TrainingData) -> Iterator[str]:
+    """Notes on the texts that a recorded teacher has no scores of, which `stage_texts` leaves out."""
+    recorded = None if stage.aligns else data.teacher.known_run(data.collection)
+    if recorded is None:
+        return
+    known = set(recorded.query_ids)
+    if stage.texts.queries and (lacking := sum(query not in known for query in data.queries.ids)):
+        yield f"{data.teacher.name} has no scores of {lacking} training queries, which are left out."
+    if stage.texts.has_pseudo_queries:
+        yield f"{data.teacher.name} is recorded and has no scores of texts of documents, which are left out."
 
 
 def _check_labels(lists: Lists) -> None:

@@ -77,7 +77,7 @@ def stage_texts(stage: StageSettings, data: TrainingData) -> TrainingTexts:
     if recorded is not None:
         known = set(recorded.query_ids)
         queries = queries.select([query for query in queries.ids if query in known])
-        pseudo = {"titles": False, "sentences": 0}
+        pseudo = {"titles": False, "sentences": 0, "limit": stage.texts.limit}
     elif data.parallel is not None:
         queries = queries + data.parallel.texts
     return training_texts(data.collection, queries, **pseudo, seed=data.seed, excluded=data.excluded)

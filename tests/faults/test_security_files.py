@@ -1,5 +1,6 @@
 """Files that were made to do harm: what they claim is compared with their size before it is acted on."""
 
+import errno
 import io
 import json
 import random
@@ -9,6 +10,7 @@ import stat
 import struct
 import warnings
 import zipfile
+from pathlib import Path
 
 import faiss as library
 import numpy as np
@@ -285,6 +287,18 @@ class TestModelFiles:
         with pytest.raises(UserError) as caught:
             load_bi_encoder(str(copied))
         assert "\n" not in str(caught.value)
+
+    def test_weights_that_cannot_be_opened_are_not_called_damaged(self, copied, monkeypatch):
+        opened = Path.open
+
+        def refused(path, *arguments, **options):
+            if path.suffix == ".safetensors":
+                raise OSError(errno.EMFILE, "Too many open files", str(path))
+            return opened(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", refused)
+        with pytest.raises(UserError, match=r"^cannot read .*model\.safetensors: too many open files\.$"):
+            load_bi_encoder(str(copied))
 
 
 def zip_of(path, *entries):

@@ -236,6 +236,23 @@ class TestFreeRandomDocuments:
             assert len(rest) == scored.free if budget else len(rest) <= scored.free
 
 
+class TestRecordedTeachers:
+    def test_what_they_have_no_scores_of_is_said(self, data):
+        listed = {query: {"d1": 2.0, "d2": 1.0, "d3": 0.5} for query in data.queries.ids[3:]}
+        recorded = changed(data, teacher=RecordedRanker(Run.from_dict(listed, "old")))
+        one = stage(texts={"titles": True, "sentences": 1, "limit": 5})
+        prepared = prepare(one, recorded)
+        assert prepared.notes[:2] == [
+            "old has no scores of 3 training queries, which are left out.",
+            "old is recorded and has no scores of texts of documents, which are left out.",
+        ]
+        assert len(prepared.texts) == 5
+        assert set(prepared.texts.texts.ids) <= set(listed)
+        queries_alone = stage(texts={"titles": False, "sentences": 0})
+        every = {query: {"d1": 2.0, "d2": 1.0} for query in data.queries.ids}
+        assert not prepare(queries_alone, changed(data, teacher=RecordedRanker(Run.from_dict(every)))).notes
+
+
 class TestTopics:
     def test_batches_follow_clusters_of_the_trained_rows_and_are_stored(self, data, monkeypatch):
         one = stage(batches="topics", topics=6)
