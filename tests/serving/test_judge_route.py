@@ -1,3 +1,6 @@
+import errno
+
+import filelock
 import pytest
 from answers import message
 
@@ -47,6 +50,18 @@ class TestJudge:
         assert answer.status_code == 422
         assert fact in message(answer)
         assert not (tmp_path / "judged").exists()
+
+    def test_a_lock_that_is_refused_is_not_the_clients_mistake(self, served, index_folder, tmp_path, monkeypatch):
+        client = served(index_folder, judgments=str(tmp_path / "judged"))
+
+        def refused(*_, **__):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+        answer = client.post("/judge", json={"query": "moon", "document_id": "d", "relevance": 1})
+        assert answer.status_code == 507
+        assert "cannot be written to (too many open files)" in message(answer)
+        assert str(tmp_path) not in message(answer)
 
     def test_a_folder_that_cannot_be_written_is_said(self, served, index_folder, tmp_path):
         (tmp_path / "judged").write_text("a file")
