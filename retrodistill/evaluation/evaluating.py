@@ -25,6 +25,7 @@ from retrodistill.evaluation.measures import evaluate_run, means, measures_withi
 from retrodistill.evaluation.results import Results
 from retrodistill.evaluation.significance import paired_tests
 from retrodistill.evaluation.systems import (
+    RESULTS,
     Folder,
     Measured,
     System,
@@ -146,7 +147,8 @@ def evaluate(
         measured = {**folder.before(named), **evaluate_systems(candidates, task, config, folder)}
         whole = _evaluation(measured, candidates, task, config, notes)
         write_per_query(list(whole.measured.values()), folder.path)
-        write_json(folder.path / "results.json", _with_differences(whole, task).to_json())
+        write_json(folder.path / RESULTS, _with_differences(whole, task).to_json())
+        folder.seal()
     # Of the given systems, without those that were measured before.
     results = whole.results.model_copy(update={"systems": [whole.measured[name].row for name in named]})
     return Evaluation(results, {name: whole.measured[name] for name in named})

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from retrodistill.core.checksums import DamagedError, check_files, file_checksum, seal, sealed_file
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, atomic_folder
-from retrodistill.core.json_files import read_json
+from retrodistill.core.json_files import CHECKSUMS, read_json, write_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.names import is_file_name
 from retrodistill.core.paths import make_folder, path_of
@@ -29,7 +29,7 @@ from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.formats import read_run, save_run
 from retrodistill.runs.run import Run
 
-PER_QUERY = "per-query.parquet"
+PER_QUERY, RESULTS = "per-query.parquet", "results.json"
 PLACE = "{collection}"  # in the name of a run or an index: replaced by the name of each collection
 _ADVICE = "evaluate again"
 _KEPT = {"bytes_per_document", "cost", "documents_by", "queries_by"}  # columns of a system's row, in its folder
@@ -243,6 +243,11 @@ class Folder:
         cost = None if about["cost"] is None else Cost.model_validate(about["cost"])
         return Measured.of(run, table, cost, about.get("note", ""), name=name, role="baseline", **kept)
 
+    def seal(self) -> None:
+        """Write which table and results belong together; see `read_folder`."""
+        names = [name for name in (PER_QUERY, RESULTS) if (self.path / name).is_file()]
+        write_json(self.path / CHECKSUMS, {name: file_checksum(self.path / name) for name in names})
+
     def _place(self, name: str) -> Path:
         return self.path / "systems" / slug(name)
 
@@ -297,7 +302,8 @@ def check_file_names(names: Iterable[str]) -> None:
 def read_folder(folder: str | Path) -> dict[str, Measured]:
     """The judged systems of an evaluated folder, by name; a UserError if a file is missing or invalid."""
     place, tables = path_of(folder), read_per_query(folder)
-    content = Results.from_json(read_json(place / "results.json"))
+    _check_listed(place, RESULTS)
+    content = Results.from_json(read_json(place / RESULTS))
     measured = {}
     for name, table in tables.items():
         measured[name] = Measured(content.system(name), run_file(place, name), table)
@@ -317,9 +323,13 @@ def run_file(folder: Path, name: str) -> Path:
 
 
 def _check_listed(folder: Path, name: str) -> None:
-    """Check a file of a job against the job's manifest, if that knows its checksum."""
-    files = Manifest.read(folder).files if (folder / FILE_NAME).is_file() else {}
-    check_files(folder, {name: files[name]} if name in files else {}, "run the job again")
+    """Check a file against the job's manifest, or the checksums of an evaluation, if these know its checksum."""
+    files, advice = {}, "run the job again"
+    if (folder / FILE_NAME).is_file():
+        files = Manifest.read(folder).files
+    elif (folder / CHECKSUMS).is_file():
+        files, advice = read_json(folder / CHECKSUMS), "evaluate again"
+    check_files(folder, {name: files[name]} if name in files else {}, advice)
 
 
 def read_per_query(folder: str | Path) -> dict[str, pa.Table]:

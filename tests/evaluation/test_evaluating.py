@@ -1,5 +1,6 @@
 import copy
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ from retrodistill.api import evaluate
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
 from retrodistill.evaluation.results import Results
-from retrodistill.evaluation.systems import read_per_query
+from retrodistill.evaluation.systems import read_folder, read_per_query
 from retrodistill.indexes import build_index
 from retrodistill.report.tables import evaluation_text
 from retrodistill.runs import Run, read_run
@@ -293,3 +294,14 @@ def test_what_is_damaged_is_named_and_measured_again(tiny, tmp_path, name, damag
     file.unlink() if damage == "gone" else file.write_bytes(content)
     assert evaluate("bm25", tiny, measures=["ndcg@10"], out=tmp_path).means == wanted.means
     assert f"{file} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["per-query.parquet", "results.json"])
+def test_a_file_of_another_evaluation_is_refused(tiny, tmp_path, name):
+    evaluate("bm25", tiny, measures=["ndcg@10"], out=tmp_path / "one")
+    evaluate("bm25", tiny, measures=["ndcg@5"], out=tmp_path / "other")
+    shutil.copy(tmp_path / "other" / name, tmp_path / "one" / name)
+    with pytest.raises(UserError, match=rf"{name} is damaged.*evaluate again"):
+        read_folder(tmp_path / "one")
+    evaluate("bm25", tiny, measures=["ndcg@10"], out=tmp_path / "one")
+    assert list(read_folder(tmp_path / "one")["bm25"].per_query.columns[1].to_pylist())

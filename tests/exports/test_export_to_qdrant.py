@@ -21,6 +21,9 @@ NAME = QdrantSettings(name="c")
 def client():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the client's remarks about its embedded mode are not for users
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # a client that finds its folder in use leaves its database open
         client = QdrantClient(":memory:")
         yield client
         client.close()
