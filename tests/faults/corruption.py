@@ -122,7 +122,9 @@ class Damage:
         lines = [line for line in said.splitlines() if line.startswith("error: ")]
         if status == 2 and len(lines) == 1:
             # Of two files that do not belong together, either may be the older one.
-            names = {"double": "copy-", "swap": f"{Path(case.file).parent}"}.get(case.fault, Path(case.file).name)
+            file = Path(case.file)
+            older = str(file.parent) if file.parts[0] == "cache" else file.parts[0]
+            names = {"double": "copy-", "swap": older}.get(case.fault, file.name)
             if case.job.startswith("export-qdrant") and case.file.startswith(job.writes):  # its files are Qdrant's own
                 names = job.writes[0]
             return "named" if names in lines[0] else f"{what}: does not name it: {lines[0]}"
