@@ -30,7 +30,7 @@ from scipy.sparse import csr_array
 
 from retrodistill.core.arrays import read_parquet
 from retrodistill.core.checksums import check_files, file_checksum
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import atomic_file, check_replaceable
 from retrodistill.core.locks import exclusive
 from retrodistill.core.manifest import FILE_NAME, Manifest
@@ -97,8 +97,17 @@ class ParquetStore(VectorStore):
         self._lock.enter_context(exclusive(self.folder / ".lock"))
         if (self.folder / FILE_NAME).is_file():
             check_same(self.manifest(), self._manifest, str(self.folder), "choose another folder, or delete it first")
+            self._check_parts(len(spec))
         else:
             self._write_manifest(state=_WRITING)
+
+    def _check_parts(self, rows: int) -> None:
+        """Refuse files among the parts that would not be written, and which other programs would read."""
+        parts = {_part(start // self.batch_size) for start in range(0, rows, self.batch_size)}
+        if strange := sorted({part.name for part in (self.folder / _PARTS).glob("*.parquet")} - parts):
+            raise UserError(
+                f"{self.folder / _PARTS} holds files that are not of this export ({sample_of(strange)}); remove them."
+            )
 
     def upload(self, batches: Iterable[Batch]) -> int:
         """As `VectorStore.upload`. Parts of an interrupted export are compared with the source, too."""
@@ -108,8 +117,7 @@ class ParquetStore(VectorStore):
             if batch.fields is not None:
                 columns |= {name: batch.fields[name] for name in batch.fields.column_names}
             table = pa.table({**columns, **_vector_columns(batch.vectors, self.settings.numbers)})
-            part = f"part-{batch.start // self.batch_size:05d}.parquet"
-            written += len(batch) * _write_part(self.folder / _PARTS / part, table)
+            written += len(batch) * _write_part(self.folder / _PARTS / _part(batch.start // self.batch_size), table)
         return written
 
     def finish(self) -> dict[str, Any]:
@@ -213,6 +221,10 @@ def _read_vectors(rows: pa.RecordBatch, width: int) -> Vectors:
         return Tokens(values.flatten().to_numpy().astype(np.float32).reshape(-1, width), bounds.astype(np.int64))
     indices = rows["indices"].flatten().to_numpy()
     return csr_array((values.to_numpy().astype(np.float32), indices, bounds), shape=(len(rows), width))
+
+
+def _part(number: int) -> str:
+    return f"part-{number:05d}.parquet"
 
 
 def _write_part(path: Path, table: pa.Table) -> bool:

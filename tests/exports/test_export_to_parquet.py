@@ -134,6 +134,13 @@ class TestRefusals:
         with pytest.raises(UserError, match="rows 7, wanted 8"):
             export_parquet(dense()[0], None, out, ParquetSettings(rows=8))
 
+    def test_a_part_that_is_there_twice(self, out):
+        export_parquet(dense()[0], None, out)
+        parts = out / "documents"
+        shutil.copy(parts / "part-00000.parquet", parts / "part-00000-copy.parquet")
+        with pytest.raises(UserError, match=r"documents holds files .* \('part-00000-copy.parquet'\); remove them"):
+            export_parquet(dense()[0], None, out)
+
     def test_a_folder_of_something_else(self, out):
         out.mkdir()
         (out / "thesis.tex").write_text("x")
