@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import gc
 import json
 import os
 import random
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Code of models is copied there, under names that differ by the process in new versions of transformers only.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models spend their time waiting for each other's threads otherwise
 
 import pytest
@@ -19,6 +24,7 @@ from topics import FILLERS, TOPICS
 from retrodistill.core.runtime import set_quiet
 from retrodistill.data import Collection, load_collection
 
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 # The same examples every time; `make faults` takes more of them, by --hypothesis-profile=long.
 _PROPERTIES = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("short", max_examples=25, **_PROPERTIES)
