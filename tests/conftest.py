@@ -13,7 +13,7 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Code of models is copied there, under names that differ by the process in new versions of transformers only.
+# The code of models is copied there, by older versions of transformers under one name for all processes.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models spend their time waiting for each other's threads otherwise
 
