@@ -338,8 +338,12 @@ def stored_rows(folder: Path) -> dict[str, list[str]]:
         if path.is_dir() or path.name == "rates.json" or path.suffix == ".lock":
             continue
         if any(path.match(pattern) for pattern in STORES):
-            read = pq.read_table(path) if path.suffix == ".parquet" else pa.ipc.open_file(str(path)).read_all()
-            rows.setdefault(path.parent, set()).update(map(repr, read.to_pylist()))
+            try:
+                read = pq.read_table(path) if path.suffix == ".parquet" else pa.ipc.open_file(str(path)).read_all()
+                found = map(repr, read.to_pylist())
+            except (pa.ArrowException, OSError) as error:
+                found = [f"{path.name} cannot be read: {error}"]
+            rows.setdefault(path.parent, set()).update(found)
         else:
             rows[path] = {repr(_content(folder, path))}
     return {path.relative_to(cache).as_posix(): sorted(of_store) for path, of_store in rows.items()}
