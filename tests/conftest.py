@@ -79,6 +79,15 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def server():
+    """A server of scores and vectors, as an API has them."""
+    from api_server import serving
+
+    with serving() as started:
+        yield started
+
+
+@pytest.fixture
 def quick_retries(monkeypatch):
     """Requests to an API are repeated at once."""
     monkeypatch.setattr("retrodistill.core.http._FIRST_PAUSE", 0.001)

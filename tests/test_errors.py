@@ -1,6 +1,6 @@
 import pytest
 
-from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.core.errors import UserError, first_line, sample_of, unknown
 
 
 class TestUnknown:
@@ -31,3 +31,10 @@ class TestLength:
 
     def test_what_is_like_no_name_is_not_looked_for(self):
         assert "Did you mean" not in str(unknown("objective", "kl" * 1000, ["kl"]))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(ValueError("a\nb"), "a"), (ValueError("\n a\n"), "a"), (ValueError(), "ValueError")]
+)
+def test_the_first_line_of_an_error(error, line):
+    assert first_line(error) == line

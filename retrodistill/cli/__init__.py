@@ -18,7 +18,7 @@ from retrodistill.cli import recipes, generation, teaching, indexes, measuring, 
 from retrodistill.cli.app import app, printing
 from retrodistill.cli.stopping import stoppable
 from retrodistill.core.disk import is_refusal, reason_of
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.runtime import is_main, say
 
 __all__ = ["app", "main"]
@@ -61,8 +61,9 @@ def _run(arguments: list[str] | None) -> None:
         if isinstance(error, RuntimeError) and "home directory" in str(error):  # of `~`, where there is none
             _fail("a path begins with ~, and that user has no home folder; give a full path.")
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
-            reason = str(error).splitlines()[0] if str(error) else "an allocation failed"
-            _fail(f"there is not enough memory ({reason[:160]}); give less data, or use a machine with more.")
+            _fail(
+                f"there is not enough memory ({first_line(error)[:160]}); give less data, or use a machine with more."
+            )
         if not is_refusal(error):
             raise
         place = str(getattr(error, "filename", None) or "a file")

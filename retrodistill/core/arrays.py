@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 
 _LEAST_VALUES, _VALUES_PER_BYTE = 10_000_000, 20  # that a column of a Parquet file may have; real files have about 1
 _FAILURES = (
@@ -86,7 +86,7 @@ def read_parquet(
             table = file.read(None if columns is None else list(columns))
         table.validate(full=True)  # Parquet's reader takes any bytes for a text
     except _FAILURES as error:
-        raise UserError(f"{path} is not a whole Parquet file ({_reason(error)}); {advice}.") from error
+        raise UserError(f"{path} is not a whole Parquet file ({first_line(error)[:160]}); {advice}.") from error
     if lacking := [name for name in columns or () if name not in table.column_names]:
         found = ", ".join(table.column_names) or "none"
         raise UserError(f"{path} has no column {lacking[0]!r} (columns: {found}); {advice}.")
@@ -104,10 +104,19 @@ def foreign_parquet(path: str | os.PathLike[str]) -> Iterator[pq.ParquetFile]:
     """
     with pq.ParquetFile(path) as file:
         leaves = [file.schema.column(number) for number in range(len(file.schema))]
-    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and "." not in leaf.path]
-    with pq.ParquetFile(path, read_dictionary=texts, pre_buffer=False) as file:
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and "." not in leaf.path]
+        metadata = file.metadata
+    with pq.ParquetFile(path, metadata=metadata, read_dictionary=texts, pre_buffer=False) as file:
         _check_values(path, file)
         yield file
+
+
+def foreign_table(path: str | os.PathLike[str]) -> pa.Table:
+    """The table of a Parquet file of another program, as `foreign_parquet` reads it; errors as there."""
+    with foreign_parquet(path) as file:
+        table = file.read()
+    table.validate(full=True)  # Parquet's reader takes any bytes for a text
+    return table
 
 
 def _check_values(path: str | os.PathLike[str], file: pq.ParquetFile) -> None:
@@ -162,8 +171,6 @@ def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"no file {path}; make it again.") from error
     except _FAILURES as error:
-        raise UserError(f"{path} is cut short or altered ({_reason(error)}); delete it and make it again.") from error
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"{path} is cut short or altered ({first_line(error)[:160]}); delete it and make it again."
+        ) from error

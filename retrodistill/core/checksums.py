@@ -22,7 +22,7 @@ import pyarrow as pa
 import xxhash
 
 from retrodistill.core.arrays import check_table
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 
 T = TypeVar("T")
 PREFIX = "xxh3:"  # of checksums as text
@@ -240,7 +240,7 @@ def open_arrow(
         if mapped.blocks is None or not is_own:
             check_table(table)
     except (pa.ArrowException, OSError) as error:
-        raise DamagedError(path, f"it is cut short or altered ({str(error).splitlines()[0]})", advice) from error
+        raise DamagedError(path, f"it is cut short or altered ({first_line(error)})", advice) from error
     mapped.lazily()
     return table
 

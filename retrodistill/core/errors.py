@@ -37,6 +37,11 @@ def did_you_mean(given: object, options: Iterable[str], prefix: str = "") -> str
     return f" Did you mean {prefix + nearest[0]!r}?" if nearest else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def sample_of(names: Iterable[object], shown: int = 3) -> str:
     """List the first few names: ``'a', 'b', 'c' and 4 more``."""
     listed = [repr(str(name)) for name in names]

@@ -20,7 +20,7 @@ import requests
 from pydantic import ConfigDict, Field, field_validator
 
 from retrodistill.core.digests import digest
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.json_files import parse_json
 from retrodistill.core.paths import path_of, short_text
 from retrodistill.core.settings import Settings, validated
@@ -131,7 +131,7 @@ class ApiSettings(Settings):
             try:
                 jmespath.compile(expression)
             except (jmespath.exceptions.JMESPathError, RecursionError) as error:
-                raise ValueError(f"{expression!r} is not JMESPath ({str(error).splitlines()[0]})") from error
+                raise ValueError(f"{expression!r} is not JMESPath ({first_line(error)})") from error
         return expression
 
     @field_validator("body", "extra")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.runtime import keep_freed_memory, log, processes, set_quiet
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _connect(address: str | None) -> None:
             _check_answers(place)
         ray.init(place, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")[:200]
+        reason = first_line(error).rstrip(".")[:200]
         raise UserError(f"no Ray cluster at {place or 'this machine'} ({reason}); {advice}.") from error
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from retrodistill.core.checksums import DamagedError, checked, open_arrow, seal, sealed_file, write_arrow
 from retrodistill.core.disk import reason_of
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.files import atomic_file, remove_leftovers
 from retrodistill.core.locks import lock_file, locked
 from retrodistill.core.manifest import FILE_NAME, Manifest
@@ -176,7 +176,7 @@ class PartStore:
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise UserError(f"cannot read {path}: {reason_of(error, path)}.") from error
-            problem = f"it is cut short or altered ({str(error).splitlines()[0]})"
+            problem = f"it is cut short or altered ({first_line(error)})"
             raise DamagedError(path, problem, _ADVICE) from error
 
     def _write(self, table: pa.Table, number: int) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import pyarrow as pa
 
 from retrodistill.core.arrays import foreign_parquet, values_of
-from retrodistill.core.errors import UserError, sample_of, unknown
+from retrodistill.core.errors import UserError, first_line, sample_of, unknown
 from retrodistill.core.json_files import parse_json
 from retrodistill.core.paths import input_file
 
@@ -302,7 +302,7 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[tuple[int, Record]]:
                     number += 1
                     yield number, columns.renamed(dict(zip(batch.schema.names, row, strict=True)))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two of dates that Python lacks
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{path}, after row {number}: not a whole Parquet file ({reason}); make it again.") from error
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from packaging.version import Version
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.files import temporary_folder
 from retrodistill.encoders.layers import stack_of
 
@@ -83,7 +83,7 @@ def add_adapter(model: Any, name: str, base: str, place: str) -> None:
     try:
         report = transformers[0].load_adapter(place)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise _other_shape(name, base, str(error).strip().splitlines()[0]) from error
+        raise _other_shape(name, base, first_line(error)) from error
     if wrong := [*report.unexpected_keys, *report.missing_keys, *report.mismatched_keys]:
         raise _other_shape(name, base, f"{len(wrong)} weights such as {_plain(str(wrong[0]))}")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.digests import file_digest
 from retrodistill.core.disk import reason_of
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.files import read_whole
 from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import Manifest
@@ -273,7 +273,7 @@ def _check_readable(folder: Path) -> None:
 
 
 def _failed(failure: str, error: BaseException) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return UserError(f"{failure} ({reason[:160].rstrip('.')}).")
 
 

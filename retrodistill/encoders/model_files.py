@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from retrodistill.core.disk import reason_of
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.json_files import read_json
 from retrodistill.core.paths import input_file
 
@@ -70,7 +70,7 @@ def _tensors(file: Path) -> int:
         with safe_open(file, "pt") as content:
             return len(content.keys())
     except (SafetensorError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        reason = first_line(error)[:160]
         raise UserError(f"{file} is cut short or altered ({reason}); get or train the model again.") from error
 
 

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
-from retrodistill.core.arrays import foreign_parquet, read_array, values_of
+from retrodistill.core.arrays import foreign_table, read_array, values_of
 from retrodistill.core.checksums import check_files
 from retrodistill.core.digests import digest
-from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.errors import UserError, first_line, sample_of
 from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.paths import path_of
@@ -112,12 +112,10 @@ def _read_parquet(file: Path) -> _Rows:
     try:
         tables = []
         for part in parts:
-            with foreign_parquet(part) as opened:
-                tables.append(opened.read())
-            tables[-1].validate(full=True)  # Parquet's reader takes any bytes for a text
+            tables.append(foreign_table(part))
         table = pa.concat_tables(tables)
     except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{part} is not a whole Parquet file ({reason}); write it again.") from error
     names = table.column_names
     is_export = names[:1] == ["document_id"]  # whose documents may have a field called id

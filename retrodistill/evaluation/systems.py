@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retrodistill.core.checksums import DamagedError, check_files, file_checksum, seal, sealed_file
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.files import atomic_file, atomic_folder
 from retrodistill.core.json_files import CHECKSUMS, read_json, write_json
 from retrodistill.core.manifest import FILE_NAME, Manifest
@@ -286,7 +286,7 @@ def _read_values(file: Path) -> pa.Table:
         table.validate(full=True)  # Parquet's reader takes any bytes for a text
         return table
     except (OSError, pa.ArrowException) as error:
-        problem = f"it is not a complete Parquet file ({str(error).splitlines()[0]})"
+        problem = f"it is not a complete Parquet file ({first_line(error)})"
         raise DamagedError(file, problem, _ADVICE) from error
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from retrodistill.core.arrays import read_array, save_array
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.files import temporary_folder
 from retrodistill.indexes.selected import is_few
 from retrodistill.runs.run import TieOrder, top_k
@@ -149,7 +149,7 @@ class SeismicPostings:
         except OSError as error:
             raise UserError(
                 f"{folder / _FILE} is undamaged, but the installed Seismic cannot read it "
-                f"({str(error).splitlines()[0][:120]}); build the index again."
+                f"({first_line(error)[:120]}); build the index again."
             ) from error
         return cls(index, read_array(folder / _ROWS), documents, terms, query_cut, heap_factor)
 

@@ -15,6 +15,7 @@ from scipy.sparse import csc_array, csr_array, vstack
 from retrodistill.core.cache import cache_folder, open_once
 from retrodistill.core.checksums import DamagedError
 from retrodistill.core.digests import digest
+from retrodistill.core.errors import first_line
 from retrodistill.core.json_files import check_checksums, write_checksums
 from retrodistill.core.runtime import bar
 from retrodistill.data.collection import Collection
@@ -105,7 +106,7 @@ class BM25:
             try:
                 return library.BM25.load(folder, mmap=True)
             except (OSError, ValueError, KeyError, EOFError) as error:
-                raise DamagedError(folder, str(error).splitlines()[0], advice) from error
+                raise DamagedError(folder, first_line(error), advice) from error
 
         advice = "delete this folder and it is built again"
         return open_once(folder, make, read)

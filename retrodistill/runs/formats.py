@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrodistill.core.arrays import foreign_parquet
+from retrodistill.core.arrays import foreign_table
 from retrodistill.core.checksums import DamagedError, map_sealed, seal
-from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.errors import UserError, first_line, unknown
 from retrodistill.core.files import atomic_file
 from retrodistill.core.formats import check_stamp, stamp
 from retrodistill.core.json_files import parse_json
@@ -151,11 +151,9 @@ def _read_text(parse: Callable[[str], _Row], form: str, path: Path, name: str | 
 
 def _read_parquet(path: Path, name: str | None) -> Run:
     try:
-        with foreign_parquet(path) as file:
-            table = file.read()
-        table.validate(full=True)  # Parquet's reader takes any bytes for a text
+        table = foreign_table(path)
     except (OSError, pa.ArrowException) as error:
-        problem = f"it is not a whole Parquet file ({str(error).splitlines()[0]})"
+        problem = f"it is not a whole Parquet file ({first_line(error)})"
         raise DamagedError(path, problem, _ADVICE) from error
     about = table.schema.metadata or {}
     if _STAMP in about:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrodistill.core.digests import digest
-from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.errors import UserError, first_line, sample_of
 from retrodistill.core.stores import KeyIndex
 from retrodistill.data.texts import Texts, column_digest, id_places
 
@@ -350,7 +350,7 @@ def _as_ids(values: _Ids, name: str) -> pa.Array:
         array = _one_chunk(values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(list(values)))
         array = array.cast(_IDS) if pa.types.is_dictionary(array.type) else array.cast(pa.string()).dictionary_encode()
     except (pa.ArrowException, TypeError, UnicodeEncodeError) as error:
-        raise UserError(f"run {name}: ids must be strings ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"run {name}: ids must be strings ({first_line(error)}).") from error
     if array.null_count or array.dictionary.null_count:
         raise UserError(f"run {name}: {array.cast(pa.string()).null_count} ids are missing; every row needs both ids.")
     if pc.count_distinct(array.dictionary).as_py() < len(array.dictionary):
@@ -365,7 +365,7 @@ def _as_scores(values: Sequence[float] | np.ndarray | pa.ChunkedArray, name: str
             return pa.array(_one_chunk(values).cast(pa.float64()).to_numpy(zero_copy_only=False))
         return pa.array(np.asarray(values, dtype=np.float64))
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise UserError(f"run {name}: scores must be numbers ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"run {name}: scores must be numbers ({first_line(error)}).") from error
 
 
 def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -11,7 +11,7 @@ from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
 from torch import Tensor, nn
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.runtime import main_first
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import MULTI_VECTOR, load_encoder
@@ -80,7 +80,7 @@ def multi_vector_student(
         try:
             model[0].query_expansion = {"strategy": "min", "attend": False, "length": expansion}  # type: ignore[assignment]
         except ValueError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"expansion={expansion}: model {source} cannot expand queries ({reason[:160]})") from error
     return model
 

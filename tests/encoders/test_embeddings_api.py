@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from api_server import serving, settings_file, vector_of
+from api_server import settings_file, vector_of
 
 import retrodistill as rd
 from retrodistill.core.errors import UserError
@@ -9,12 +9,6 @@ from retrodistill.encoders import load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.rankers import load_ranker, remaining
 from retrodistill.runs import Run
-
-
-@pytest.fixture
-def server():
-    with serving() as started:
-        yield started
 
 
 @pytest.fixture

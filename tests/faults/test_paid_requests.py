@@ -7,7 +7,7 @@ import random
 
 import pytest
 import yaml
-from api_server import serving, settings_file
+from api_server import settings_file
 from disk import FOREVER, MAKE, OPEN, WRITE, Fault, arming, killed, needs_faults, signaled
 from jobs import Job, differences, start
 from long import SEED
@@ -19,12 +19,6 @@ JOB = Job(
     "run-api", "run recipes/api.yaml --out out", ("out/students", "out/indexes", "out/runs", "out/per-query.parquet")
 )
 BATCH, AT_ONCE = 4, 2
-
-
-@pytest.fixture
-def server():
-    with serving() as started:
-        yield started
 
 
 @pytest.fixture

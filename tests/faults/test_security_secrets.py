@@ -50,10 +50,9 @@ def nowhere(folder, *said):
 
 
 @pytest.fixture
-def server():
-    with serving() as started:
-        started.key = CANARY
-        yield started
+def server(server):
+    server.key = CANARY
+    return server
 
 
 @pytest.fixture

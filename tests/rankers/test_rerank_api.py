@@ -2,7 +2,7 @@ import json
 import time
 
 import pytest
-from api_server import KEY, score_of, serving, settings_file
+from api_server import KEY, score_of, settings_file
 from store_children import start
 
 from retrodistill.core.errors import UserError
@@ -12,12 +12,6 @@ from retrodistill.rankers import load_ranker, remaining, score
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.rerank_api import RerankApi
 from retrodistill.runs import Run, write_run
-
-
-@pytest.fixture
-def server():
-    with serving() as started:
-        yield started
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from api_server import KEY, serving
+from api_server import KEY
 
 from retrodistill.core.errors import UserError
 from retrodistill.recipes import run_recipe
@@ -14,10 +14,9 @@ pytestmark = pytest.mark.usefixtures("given_pace")
 
 
 @pytest.fixture
-def server():
-    with serving() as started:
-        started.key = KEY
-        yield started
+def server(server):
+    server.key = KEY
+    return server
 
 
 @pytest.fixture
