@@ -1,9 +1,8 @@
-"""Commands around recipes: demo, init, run, recipes, methods, keys."""
+"""Commands around recipes: demo, init, run, tune, recipes, methods, keys."""
 
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import sys
 import textwrap
@@ -18,6 +17,7 @@ from retrodistill.cli.app import (
     OutOption,
     app,
     duration,
+    say_next,
     show,
     show_json,
     this_command,
@@ -30,6 +30,7 @@ from retrodistill.core.stores import slug
 if TYPE_CHECKING:
     from retrodistill.recipes.keys import Key, Section
 
+_SHOWN = 5  # trials of a tuning in the table
 _WIDTHS = (20, 24, 12, 38)  # columns: key, values, default, meaning; with two spaces between them 100
 
 
@@ -84,7 +85,8 @@ def init(
         show(f"warning: {warning}")
     for line in found.missing():
         show(f"missing: {line}")
-    show(f"\nwrote {path}; next: {shlex.join(['retrodistill', 'run', str(path), '--dry-run'])}")
+    show(f"\nwrote {path}")
+    say_next("run", path, "--dry-run")
 
 
 @app.command("run")
@@ -106,6 +108,58 @@ def run_command(
         _plan(recipe, folder, overrides, as_json)
     else:
         _run(recipe, folder, overrides, as_json)
+
+
+@app.command()
+@with_engine
+def tune(  # noqa: PLR0913, PLR0917 - one option each
+    context: Context,
+    recipe: Annotated[str, Argument(help="A YAML file, or the name of a packaged recipe.")],
+    overrides: Annotated[list[str] | None, Argument(help="Keys to change for all trials: key.path=value.")] = None,
+    vary: Annotated[
+        list[str] | None,
+        Option(
+            help="A key and its values, KEY=LOW..HIGH or KEY=[A, B, C]; several times. By default learning rates and "
+            "temperatures."
+        ),
+    ] = None,
+    trials: Annotated[int, Option(help="Number of trials, those of earlier calls included.")] = 20,
+    measure: Annotated[str, Option(help="On held-out queries: agreement, or ndcg@10 if they have judgments.")] = (
+        "agreement"
+    ),
+    student: Annotated[str | None, Option(help="Student to tune, where the recipe has several.")] = None,
+    out: Annotated[Path | None, Option(help="Output folder; out/RECIPE-tuned by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try values of a recipe's keys on held-out training queries, and write the recipe with the best ones.
+
+    Test queries are not read. The same command goes on after an interruption; more --trials go on after that.
+    """
+    from retrodistill.recipes.tuning import tune_recipe, values_text
+
+    set_quiet(as_json)
+    name = Path(recipe).stem
+    folder = out or Path("out") / f"{name}-tuned"
+    tuning = tune_recipe(
+        recipe,
+        folder,
+        [*(overrides or []), *_encoding(context)],
+        vary=vary or [],
+        trials=trials,
+        measure=measure,
+        student=student,
+    )
+    if as_json:
+        show_json(tuning.to_json())
+        return
+    best, first = tuning.best, tuning.trials[0]
+    done = [trial for trial in tuning.trials if trial.quality is not None]
+    for trial in sorted(done, key=lambda each: -(each.quality or 0.0))[:_SHOWN]:
+        show(f"trial {trial.number:>3}  {measure} {trial.quality:.4f}  {values_text(trial.values)}")
+    failed = len(tuning.trials) - len(done)
+    show(f"{len(tuning.trials)} trials on {tuning.queries} held-out queries" + (f", {failed} failed" if failed else ""))
+    show(f"the recipe's own values: {first.quality:.4f}; best: {best.quality:.4f}, trial {best.number}")
+    say_next("run", tuning.recipe, "--out", f"out/{name}-best")
 
 
 @app.command()
@@ -254,7 +308,7 @@ def _run(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:
     for note in results.notes:
         show(note if note in results.warnings else f"note: {note}")
     show(f"\nresults: {out / 'results.json'}\nreport:  {out / 'report.html'}")
-    show(f"try it:  {shlex.join(['retrodistill', 'serve', str(out)])}")
+    say_next("serve", out)
 
 
 def _plan(recipe: str, out: Path, overrides: list[str], as_json: bool) -> None:

@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from retrodistill.core.errors import UserError
 from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import processes
@@ -25,7 +23,7 @@ from retrodistill.data.conversations import (
 )
 from retrodistill.data.leaks import ExcludedQueries, without_leaks
 from retrodistill.data.parallel import Parallel, load_parallel
-from retrodistill.data.pseudo_queries import document_texts, load_generated, sample_sentences, title_texts
+from retrodistill.data.pseudo_queries import load_generated
 from retrodistill.data.texts import GENERATED
 from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.encoder import Encoder
@@ -34,7 +32,6 @@ from retrodistill.encoders.reading import length_warning, warn_of_length
 from retrodistill.encoders.remote_code import require_trusted
 from retrodistill.evaluation.cost import CostConfig
 from retrodistill.evaluation.evaluating import EvaluationConfig
-from retrodistill.evaluation.examples import spread_out
 from retrodistill.evaluation.measures import measures_within
 from retrodistill.evaluation.results import WARNING
 from retrodistill.evaluation.systems import Task, own_documents_note, passages_note
@@ -47,6 +44,7 @@ from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.recipes.settings import ConversationSettings, Recipe, check_truncations
+from retrodistill.recipes.splits import Queries, queries_of_split, split_queries
 from retrodistill.recipes.stage_teachers import StageTeachers
 from retrodistill.recipes.student_settings import control_of
 from retrodistill.training.scoring import check_teacher, stage_texts
@@ -56,7 +54,6 @@ from retrodistill.training.training_data import TrainingData
 
 MADE = "made"  # in the place of a path: conversations made from the collection's queries
 _RERANKED = 100  # candidates per member of an ensemble that a cross-encoder makes too slow for the whole depth
-_HELD_OUT = 300  # of a collection without judgments, a fifth of the queries is held out, but no more than this
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,9 @@ class Job:
     recipe: Recipe
     out: Path  # the folder of the results
     collection: Collection  # with the queries that students get
-    train: Texts  # none of them is a test query, or nearly, by its id, its text, or its rewrite
+    train: Texts  # none of them is barred, or nearly, by its id, its text, or its rewrite
     test: Texts
+    barred: Texts  # what nothing is trained on: the test queries, and more where others are measured on
     parallel: Parallel | None  # translations to train on; none is a test query, or nearly
     rewrites: Texts | None  # what teachers get instead of queries, by the queries' ids; None if they get the same
     notes: list[str]  # what a reader of the results should know
@@ -96,8 +94,8 @@ class Job:
     @cached_property
     def task(self) -> Task:
         """What systems are measured on; the split is called ``unjudged`` if the collection has no judgments."""
-        split = self.recipe.split.test if self.collection.qrels else "unjudged"
-        grades = self.collection.relevance(split).to_dict() if self.collection.qrels else None
+        split = self.recipe.split.test if self.recipe.split.test in self.collection.qrels else "unjudged"
+        grades = None if split == "unjudged" else self.collection.relevance(split).to_dict()
         return Task(self.collection, split, self.test, grades)
 
     @property
@@ -117,10 +115,10 @@ class Job:
     @cached_property
     def training_data(self) -> TrainingData:
         """What the stages of students read. Neither test queries nor their rewrites are trained on."""
-        test = self.test
+        barred = self.barred
         if self.rewrites is not None:
-            rewritten = self.teacher_test_queries
-            test = test + Texts.from_pairs((f"{GENERATED}rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
+            rewritten = with_rewrites(self.barred, self.rewrites)
+            barred += Texts.from_pairs((f"{GENERATED}rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
         labels = self.collection.passage_labels(judgments_of(self.train, self.training_qrels))
         return TrainingData(
             self.collection,
@@ -129,7 +127,7 @@ class Job:
             self.space,
             self.out,
             self.recipe.seed,
-            excluded=ExcludedQueries(test, self.recipe.split.leaks),
+            excluded=ExcludedQueries(barred, self.recipe.split.leaks),
             rewrites=self.rewrites,
             parallel=self.parallel,
             labels=labels,
@@ -142,13 +140,13 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     """Load and check everything that a recipe names; nothing is written, and what does not fit is a `UserError`."""
     lexical = BM25Ranker(recipe.bm25 or "")
     require_trusted(recipe.trust_remote_code, f"recipe {recipe.name}")
-    collection, train, test, rewrites, notes = _queries(recipe)
-    collection = replace(collection, same_id=recipe.evaluation.same_id)
-    parallel = _parallel(recipe, test, notes) if recipe.parallel else None
+    queries, rewrites = _queries(recipe)
+    collection, notes = replace(queries.collection, same_id=recipe.evaluation.same_id), queries.notes
+    parallel = _parallel(recipe, queries.barred, notes) if recipe.parallel else None
     bm25 = lexical.of(collection)
     if warning := bm25.warning(collection):
         notes.append(f"{WARNING}{warning}")
-    if own := own_documents_note(collection, test):
+    if own := own_documents_note(collection, queries.test):
         notes.append(own)
     with quiet_libraries():
         space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
@@ -164,16 +162,29 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
         notes += filter(None, [length_warning(encoder, collection)])
     folder = path_of(out)
     job = Job(
-        recipe, folder, collection, train, test, parallel, rewrites, notes, space, bm25, teacher, ensemble, teachers
+        recipe,
+        folder,
+        collection,
+        queries.train,
+        queries.test,
+        queries.barred,
+        parallel,
+        rewrites,
+        notes,
+        space,
+        bm25,
+        teacher,
+        ensemble,
+        teachers,
     )
     _check(job)
     return job
 
 
-def _parallel(recipe: Recipe, test: Texts, notes: list[str]) -> Parallel:
+def _parallel(recipe: Recipe, barred: Texts, notes: list[str]) -> Parallel:
     """The recipe's parallel texts, without pairs that would tell a test query."""
     given = load_parallel(recipe.parallel or "")
-    parallel, leaked = given.without_leaks(ExcludedQueries(test, recipe.split.leaks))
+    parallel, leaked = given.without_leaks(ExcludedQueries(barred, recipe.split.leaks))
     if not len(parallel):
         raise UserError(f"{recipe.parallel}: all {len(given)} pairs are test queries, or nearly; give other texts.")
     left_out = f"; {leaked} are left out, which are test queries, or nearly" if leaked else ""
@@ -195,10 +206,10 @@ def texts_of_index(job: Job, settings: TextSettings) -> TrainingTexts:
     )
 
 
-def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, list[str]]:
-    """Collection, training queries, test queries, rewrites and notes of a job."""
+def _queries(recipe: Recipe) -> tuple[Queries, Texts | None]:
+    """The queries of a job, and their rewrites where teachers get these."""
     loaded = collection = load_collection(recipe.collection, passages=recipe.passages)
-    rewrites, notes, split = None, [], recipe.split
+    rewrites, notes = None, []
     if recipe.conversations:
         conversations = _conversations(recipe, recipe.conversations, loaded)
         collection, rewrites, count = conversations.of(loaded), conversations.rewrites, len(conversations.raw)
@@ -213,11 +224,11 @@ def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, li
     elif recipe.rewrites:
         rewrites = load_rewrites(recipe.rewrites)
         notes.append(check_rewrites(rewrites, collection.queries, recipe.rewrites))
-    collection, train, test, held_out = _training_and_test(recipe, collection)
-    notes = [*held_out, *notes]
+    queries = split_queries(collection, recipe.split, recipe.seed)
+    notes, train = [*queries.notes, *notes], queries.train
     if rewrites is not None:
         # Test queries must not be trained on through their rewrites, no matter who gets these.
-        excluded = ExcludedQueries(with_rewrites(test, rewrites), split.leaks)
+        excluded = ExcludedQueries(with_rewrites(queries.barred, rewrites), recipe.split.leaks)
         kept, leaks = without_leaks(with_rewrites(train, rewrites), excluded)
         if leaks:
             train = train.select(kept.ids)
@@ -227,26 +238,8 @@ def _queries(recipe: Recipe) -> tuple[Collection, Texts, Texts, Texts | None, li
     if recipe.conversations and recipe.conversations.teacher == "raw":
         rewrites = None
         notes.append("as a control, teachers got the conversations as the students do, not the rewrites.")
-    return collection, train, test, rewrites, [*collection.warnings, *filter(None, [passages_note(collection)]), *notes]
-
-
-def _training_and_test(recipe: Recipe, collection: Collection) -> tuple[Collection, Texts, Texts, list[str]]:
-    """The collection, with texts of documents as queries if it has none; training queries, test queries, and notes."""
-    split, given = recipe.split, collection
-    if not len(given.queries):
-        collection = replace(given, queries=_made_queries(given, recipe.seed))
-    test = _test_queries(collection, split.test) if len(given.queries) else collection.queries
-    train, warning = training_queries(given, split.train, ExcludedQueries(test, split.leaks))
-    if collection.qrels:
-        return collection, train, test, [warning] if warning else []
-    lacks, which = "relevance judgments", f"of its {len(given.queries)} queries"
-    if not len(given.queries):
-        lacks, which = "queries", "texts of its documents"
-    note = (
-        f"{collection.name} has no {lacks}, so quality is not measured; agreement and cost are measured on {len(test)} "
-        f"{which}, which were held out from training."
-    )
-    return collection, train, test, [note]
+    of_collection = [*queries.collection.warnings, *filter(None, [passages_note(queries.collection)])]
+    return replace(queries, train=train, notes=[*of_collection, *notes]), rewrites
 
 
 def _conversations(recipe: Recipe, settings: ConversationSettings, collection: Collection) -> Conversations:
@@ -254,35 +247,12 @@ def _conversations(recipe: Recipe, settings: ConversationSettings, collection: C
         return load_conversations(settings.path, history=settings.history, responses=settings.responses)
     if not len(collection.queries):
         raise UserError("conversations: made chains queries, and there are none; give a JSONL of turns.")
-    test = _test_queries(collection, recipe.split.test)
+    test = queries_of_split(collection, recipe.split.test)
     train, _ = training_queries(collection, recipe.split.train, ExcludedQueries(test, recipe.split.leaks))
     if not len(train):
         raise UserError("conversations: made chains training queries, and there are none; give a JSONL of turns.")
     turns = [turn for queries in (train, test) for turn in make_turns(queries, seed=recipe.seed)]
     return Conversations.from_turns(turns, history=settings.history, responses=settings.responses)
-
-
-def _test_queries(collection: Collection, split: str) -> Texts:
-    """The queries of a split; without judgments in the collection, a sample of all queries."""
-    if collection.qrels:
-        queries = collection.split(split)
-        collection.relevance(split)  # raises if the split has no judgments
-        return queries
-    queries = collection.split("all")
-    return queries.select(spread_out(queries.ids, min(_HELD_OUT, max(1, len(queries) // 5))))
-
-
-def _made_queries(collection: Collection, seed: int) -> Texts:
-    """One text of each of some documents, in the place of test queries: a sentence, or the title, or the whole."""
-    count = len(collection.documents)
-    rows = np.unique(np.linspace(0, count - 1, min(_HELD_OUT, max(1, count // 5)), dtype=np.int64))
-    for texts in (sample_sentences(collection, 1, seed, rows), title_texts(collection, rows)):
-        if len(texts):
-            return texts
-    texts = document_texts(collection, rows)
-    if not len(texts):
-        raise UserError(f"{collection.name} has no queries, and its documents have no text; add queries.jsonl.")
-    return texts
 
 
 def _teacher(teachers: StageTeachers, named: list[TeacherSettings]) -> Ranker:

@@ -58,6 +58,9 @@ class SplitSettings(Settings):
     test: str = "test"
     """The split for testing. If the collection has no judgments at all, a fifth of its queries, at most 300, are held
     out to measure agreement and cost, but not quality."""
+    held_out: bool = Field(default=False, exclude_if=lambda given: not given)
+    """Measure on training queries in the place of the split for testing: a fifth, at most 300, which are held out from
+    training. For choosing settings, as `retrodistill tune` does."""
     leaks: LeakRule = "near"
     """What is left out of training and tuning. `near`: queries and texts of documents whose words have a Jaccard
     similarity of at least .6 with those of a test query. `exact`: those that equal one, case and punctuation aside."""
