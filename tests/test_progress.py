@@ -1,7 +1,10 @@
+import io
+import sys
+
 import pytest
 
 from retrodistill.core import runtime
-from retrodistill.core.runtime import bar, log, set_quiet
+from retrodistill.core.runtime import bar, log, say, set_quiet
 
 
 @pytest.fixture
@@ -40,3 +43,49 @@ class TestLoud:
             assert shown.mininterval == 10
             shown.update(3)
         assert capsys.readouterr().out == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class TestColors:
+    @pytest.fixture
+    def terminal(self, monkeypatch):
+        """Opens a terminal in the place of standard error, which pytest replaces between a test and its fixtures."""
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+
+        def opened():
+            monkeypatch.setattr("sys.stderr", Terminal())
+            return sys.stderr
+
+        return opened
+
+    def test_an_error_shows_what_to_do_about_it(self, terminal):
+        stream = terminal()
+        say("error: k=0: too few; give 1 or more.")
+        assert stream.getvalue() == "\033[1;31merror:\033[0m k=0: too few; \033[1mgive 1 or more.\033[0m\n"
+
+    @pytest.mark.usefixtures("loud")
+    def test_a_warning_in_the_log_is_colored(self, terminal):
+        stream = terminal()
+        log("warning: slow; wait")
+        assert stream.getvalue() == "\033[33mwarning:\033[0m slow; wait\n"
+
+    def test_other_lines_are_as_they_are(self, terminal):
+        stream = terminal()
+        say("hello: world; again")
+        assert stream.getvalue() == "hello: world; again\n"
+
+    @pytest.mark.parametrize("name", ["NO_COLOR", "TERM"])
+    def test_the_environment_turns_them_off(self, terminal, monkeypatch, name):
+        monkeypatch.setenv(name, "dumb")
+        stream = terminal()
+        say("warning: slow")
+        assert stream.getvalue() == "warning: slow\n"
+
+    def test_a_file_gets_none(self, capsys):
+        say("error: no; yes")
+        assert capsys.readouterr().err == "error: no; yes\n"

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from typer import Context, Option, Typer
 
 from retrodistill.core.json_files import json_text
+from retrodistill.core.runtime import log
 
 app = Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -160,6 +161,11 @@ def printing() -> Iterator[None]:
 def show_json(value: Any) -> None:
     """Print one JSON object on one line."""
     show(json_text(value, sys.stdout.encoding or "utf-8"))
+
+
+def say_next(*arguments: str | Path) -> None:
+    """Print the command that a user is likely to want next."""
+    log(f"next: {shlex.join(['retrodistill', *map(str, arguments)])}")
 
 
 def duration(seconds: float) -> str:

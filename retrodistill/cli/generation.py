@@ -14,6 +14,7 @@ from retrodistill.cli.app import (
     StoreOption,
     app,
     duration,
+    say_next,
     show,
     with_engine,
 )
@@ -88,3 +89,4 @@ def generate(  # noqa: PLR0913, PLR0917 - one option each
             return
         queries = generate_queries(corpus, model, out, settings, round_trip=round_trip, depth=depth, store=store)
     log(f"{len(queries)} queries in {out}")
+    say_next("distill", "--collection", collection, "--target", "TEACHER", "--generated", out)

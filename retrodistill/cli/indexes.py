@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from retrodistill.cli.app import (
     OutOption,
     PassagesOption,
     app,
+    say_next,
     show,
     show_json,
     typed,
@@ -94,6 +94,8 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     else:
         built = _build(source, (documents, queries), options, out)
     log(f"{built.size_text}, {built.bytes_per_document():.0f} bytes a document, in {out}")
+    say_next("evaluate", out, "--collection", collection)
+    say_next("serve", out)
 
 
 @app.command()
@@ -236,7 +238,7 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
         verified = f"of {facts['sampled']} sampled, the top 10 agree to {facts['agreement']:.1%}"
     written = f"{report.written} written now ({report.seconds:.0f} s)"
     show(f"{report.documents} documents ({report.kind}) in {report.address}, {written}; {verified}")
-    show(shlex.join(["retrodistill", "search", report.address, "a question"]))
+    say_next("search", report.address, "a question")
 
 
 def _given(pairs: list[str] | None, **flags: Any) -> dict[str, Any]:

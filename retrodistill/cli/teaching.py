@@ -16,6 +16,7 @@ from retrodistill.cli.app import (
     StoreOption,
     app,
     duration,
+    say_next,
     show,
     with_engine,
 )
@@ -52,6 +53,8 @@ def mine(
     run = mine_candidates(corpus, split, source, depth, random=random, seed=seed)
     write_run(run, out)
     log(f"{len(run)} candidates of {len(run.query_ids)} queries in {out}")
+    scored = out.with_stem(f"{out.stem}-scored")
+    say_next("score", "--collection", collection, "--candidates", out, "--teacher", "TEACHER", "--out", scored)
 
 
 @app.command()
@@ -125,6 +128,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     if chosen is not None:
         log(chosen.summary)
     log(f"{len(scored)} scores in {out}")
+    say_next("distill", "--collection", collection, "--target", f"run:{out}")
 
 
 def _filter_settings(written: str, teachers: list[str], fusion: str, budget: str | None) -> FilterSettings:
@@ -191,6 +195,7 @@ def distill(  # noqa: PLR0913, PLR0917 - one option each
     """Distill one student from a teacher; for curricula, controls and reports use 'run RECIPE'."""
     from retrodistill.api import distill as distill_student
     from retrodistill.data import load_collection
+    from retrodistill.students.registry import kind_of
 
     trained = distill_student(
         collection if passages is None else load_collection(collection, passages=passages),
@@ -203,3 +208,12 @@ def distill(  # noqa: PLR0913, PLR0917 - one option each
         seed=seed,
     )
     log(f"{trained} in {out}")
+    kind = kind_of(trained.model)
+    if not kind.can_search:
+        say_next("evaluate", f"rerank:{out}@bm25", "--collection", collection)
+        return
+    named = f"{student.partition(':')[0]}:{out}"
+    encoders = ["--documents", document_encoder, "--queries", named]
+    if kind.has_own_documents or train == "both_encoders":
+        encoders = ["--documents", named]
+    say_next("index", "--collection", collection, *encoders, "--out", out.with_name(f"{out.name}-index"))

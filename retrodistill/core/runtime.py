@@ -16,6 +16,10 @@ from tqdm import tqdm
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 30
 
+# Control sequences of terminals (ECMA-48), by the first word of a line.
+_COLORS = {"error": "\033[1;31m", "warning": "\033[33m", "next": "\033[32m"}
+_BOLD, _PLAIN = "\033[1m", "\033[0m"
+
 _quiet = False
 
 
@@ -123,8 +127,24 @@ class _LogStream:
 def say(line: str) -> None:
     """Print a line to standard error; where that is impossible (a full disk, a closed pipe), work goes on without."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{_painted(line)}\n")
         sys.stderr.flush()
+
+
+def _painted(line: str) -> str:
+    """A line as a terminal shows it: its first word in color and, in an error, what to do about it in bold.
+
+    Unchanged elsewhere, and where NO_COLOR is set (https://no-color.org).
+    """
+    first, colon, rest = line.partition(":")
+    color = _COLORS.get(first)
+    if color is None or not colon or not sys.stderr.isatty():
+        return line
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return line
+    problem, semicolon, advice = rest.rpartition("; ") if first == "error" else (rest, "", "")
+    shown = f"{problem}{semicolon}{_BOLD}{advice}{_PLAIN}" if semicolon else rest
+    return f"{color}{first}{colon}{_PLAIN}{shown}"
 
 
 def set_quiet(quiet: bool) -> None:
@@ -168,4 +188,4 @@ def log(line: str, *, always: bool = False) -> None:
     """Print a line to standard error without breaking an open progress bar; with `always`, in quiet runs as well."""
     if always or not _quiet:
         with contextlib.suppress(OSError):  # as `say`
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(_painted(line), file=sys.stderr)

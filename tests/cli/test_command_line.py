@@ -1,6 +1,7 @@
 import inspect
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -78,8 +79,26 @@ class TestHelp:
 class TestTheWayThrough:
     def test_from_candidates_to_measures(self, call, tiny_folder, tiny_model, tmp_path):
         space, base = f"dense:{tiny_model}", ["--collection", tiny_folder]
-        mined, scored = tmp_path / "mined.run", tmp_path / "scored.run"
-        assert call("mine", *base, "--source", "bm25", "--source", space, "--depth", 10, "--out", mined)[0] == 0
+        mined, scored = tmp_path / "mined.run", tmp_path / "mined-scored.run"
+        set_quiet(False)
+
+        def following(*arguments):
+            """The commands that a command ends with, as arguments."""
+            status, _, err = call(*arguments)
+            assert status == 0, err
+            return [shlex.split(line)[2:] for line in err.splitlines() if line.startswith("next: ")]
+
+        [then] = following("mine", *base, "--source", "bm25", "--source", space, "--depth", 10, "--out", mined)
+        assert then == [
+            "score",
+            *map(str, base),
+            "--candidates",
+            str(mined),
+            "--teacher",
+            "TEACHER",
+            "--out",
+            str(scored),
+        ]
         pool = read_run(mined)
         assert len(pool.query_ids) == 42
 
@@ -90,13 +109,14 @@ class TestTheWayThrough:
         assert re.search(r"^bm25: 0 pairs left, about 0 s$", out, re.MULTILINE)
         assert re.search(rf"^{re.escape(space)}: \d+ texts left, about \d+ s$", out, re.MULTILINE)
         assert not scored.exists()
-        assert call("score", *base, "--candidates", mined, *teachers, "--out", scored, *store)[0] == 0
+        [then] = following("score", *base, "--candidates", mined, *teachers, "--out", scored, *store)
         assert len(read_run(scored)) == len(pool)
 
-        student, index = tmp_path / "student", tmp_path / "index"
-        asked = ["--target", f"run:{scored}", "--document-encoder", space, "--out", student]
-        assert call("distill", *base, *asked)[0] == 0
-        assert call("index", *base, "--documents", space, "--queries", f"static:{student}", "--out", index)[0] == 0
+        student, index = tmp_path / "student", tmp_path / "student-index"
+        [then] = following(*then, "--document-encoder", space, "--out", student)
+        [then, last] = following(*then)
+        assert following(*then) == []
+        assert last == ["serve", str(index)]
 
         status, out, _ = call("search", index, "star planet", "violin", "--k", 2, "--json")
         rows = json.loads(out)
@@ -112,6 +132,19 @@ class TestTheWayThrough:
         assert result["queries"] == 12
         status, out, _ = call("evaluate", index, *base, "--measure", "ndcg@3")
         assert "nDCG@3" in out
+
+    def test_a_recipe_is_tuned(self, call, quick, tmp_path):
+        pytest.importorskip("optuna")
+        key = "students.student.stages.0.training.learning_rate"
+        set_quiet(False)
+        tuned = ["tune", quick, "--vary", f"{key}=[0.01, 0.1]", "--out", tmp_path / "out"]
+        status, out, err = call(*tuned, "--trials", 2)
+        assert status == 0, err
+        rows = re.findall(r"^trial +(\d) +agreement (0\.\d{4}) +learning_rate=(0\.01|0\.1)$", out, re.MULTILINE)
+        assert sorted(rows, key=lambda row: -float(row[1])) == rows
+        assert err.splitlines()[-1] == f"next: retrodistill run {tmp_path / 'out' / 'best.yaml'} --out out/quick-best"
+        status, out, _ = call(*tuned, "--trials", 1, "--json")
+        assert [trial["number"] for trial in json.loads(out)["trials"]] == [0, 1]
 
     @pytest.mark.parametrize("rule", ["margin=0.02", "relative=0.9"])
     def test_a_filter_of_false_negatives(self, call, rule, tiny, tiny_folder, tiny_model, tmp_path):
@@ -155,11 +188,12 @@ class TestTheWayThrough:
         assert status == 0
         assert json.loads(out) == read_json(tmp_path / "out" / "results.json")
         assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["index"]["factory"] == "SQ8"
-        status, out, _ = call("run", quick, "--out", tmp_path / "out", "index.factory=SQ8")
+        set_quiet(False)
+        status, out, err = call("run", quick, "--out", tmp_path / "out", "index.factory=SQ8")
         assert status == 0
         assert "student" in out
-        assert out.splitlines()[-2].endswith("report.html")
-        assert out.splitlines()[-1].endswith(f"retrodistill serve {tmp_path / 'out'}")
+        assert out.splitlines()[-1].endswith("report.html")
+        assert err.splitlines()[-1] == f"next: retrodistill serve {tmp_path / 'out'}"
         status, out, _ = call("run", quick, "--out", tmp_path / "out", "--dry-run", "--json")
         assert json.loads(out)["steps"][1]["items"] == 0
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sparse_models import inference_free
 
+from retrodistill.core.runtime import set_quiet
 from retrodistill.encoders.multi_vector import token_encoder
 from retrodistill.indexes import FaissIndex, InvertedIndex, MultiVectorIndex, load_index
 
@@ -143,10 +144,11 @@ class TestExporting:
     def test_to_qdrant_and_back(self, build, call, tiny_folder, models, tmp_path, kind):
         place, _ = build(models[kind])
         options = ["--to", "qdrant", "--collection", tiny_folder, "--out", tmp_path / "my store", "--name", "tiny"]
-        status, out, _ = call("export", place, *options)
+        set_quiet(False)
+        status, _, err = call("export", place, *options)
         assert status == 0
-        program, command, address, question = shlex.split(out.splitlines()[-1])  # the command to paste
-        assert (program, command, question) == ("retrodistill", "search", "a question")
+        command, address, question = shlex.split(err.rpartition("next: retrodistill ")[2])  # the command to paste
+        assert (command, question) == ("search", "a question")
         exported = json.loads(call("search", address, "star planet", "--k", 3, "--json")[1])
         original = json.loads(call("search", place, "star planet", "--k", 3, "--json")[1])
         assert [row["document_id"] for row in exported] == [row["document_id"] for row in original]
