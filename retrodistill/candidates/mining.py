@@ -77,7 +77,7 @@ def with_positives(pool: Run, documents: Texts, listed: Sequence[tuple[str, Sequ
 def distinct_documents(run: Run, documents: Texts) -> Run:
     """Of documents of a query with equal texts only the best, under the id of the first document of that text.
 
-    A document is no negative for a query that its copy answers.
+    A document is not a negative for a query that its copy answers.
     """
     if documents.copies is None:
         return run

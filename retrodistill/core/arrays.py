@@ -31,7 +31,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     By Python: NumPy itself does not look whether closing its file succeeded, and the end of an array may be lost.
     """
     with path.open("wb") as file:
-        as_stream: Any = SimpleNamespace(write=file.write)  # NumPy calls this for what is no file of the system
+        as_stream: Any = SimpleNamespace(write=file.write)  # NumPy calls this for what is not a file of the system
         np.save(as_stream, array, allow_pickle=False)
 
 

@@ -55,7 +55,7 @@ def unpack(archive: Path, folder: Path, inside: str, what: str) -> None:
     """Write the files of a zip file that are in its folder `inside` into an existing folder.
 
     Raises:
-        UserError: It is no whole zip file, has no such folder, holds a name that leads elsewhere or a link, or would
+        UserError: It is not a whole zip file, has no such folder, holds a name that leads elsewhere or a link, or would
             unpack to far more than its size.
     """
     try:
@@ -85,8 +85,8 @@ def _check_sizes(entries: list[zipfile.ZipInfo], archive: Path, what: str) -> No
     size, total = archive.stat().st_size, sum(entry.file_size for entry in entries)
     if total > max(_SMALL, _MOST_TIMES * size) or len(entries) > _MOST_ENTRIES:
         raise UserError(
-            f"{what} would unpack to {len(entries):,} files of {total:,} bytes, from {size:,}; that is no data set: it "
-            "is not unpacked."
+            f"{what} would unpack to {len(entries):,} files of {total:,} bytes, from {size:,}; that is not a data set: "
+            "it is not unpacked."
         )
 
 

@@ -63,7 +63,7 @@ def short_text(path: str | os.PathLike[str]) -> str:
 
 
 def input_file(path: Path) -> Path:
-    """The path, or a `UserError` for a pipe, socket, or device, which may have no end; a missing one is no error."""
+    """The path, or a `UserError` for a pipe, socket, or device, which may have no end; a missing one stays."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is a pipe, a socket, or a device; give a file.")
     return path

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
@@ -95,10 +95,14 @@ class JudgmentLog:
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); mend its lines, query, document, and grade.") from error
 
-    @contextmanager
+    @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(lock_file(self.folder / ".lock")):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(lock_file(self.folder / ".lock")))
+            except UserError as error:
+                raise error.__cause__ or error  # noqa: B904 - the system's own error, as for the other files
             yield
 
 

@@ -315,11 +315,8 @@ def _add_judging(app: FastAPI, server: Server) -> None:
         typed = None if query_id in served.queries else text
         try:
             await asyncio.to_thread(server.log.append, query_id, body.document_id, body.relevance, typed)
-        except (OSError, UserError) as error:
-            refused = error if isinstance(error, OSError) else error.__cause__  # the lock's says which file it is
-            if not isinstance(refused, OSError):
-                raise
-            reason = (refused.strerror or str(refused)).lower()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
             raise ApiError(507, f"the judgment was not kept: its folder cannot be written to ({reason}).") from error
         server.metrics.event("judgment")
         return {"query_id": query_id, "document_id": body.document_id, "relevance": body.relevance}

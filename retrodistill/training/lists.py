@@ -85,7 +85,7 @@ class TrainingLists(ABC):
     def relevant(self, texts: np.ndarray, documents: np.ndarray) -> np.ndarray:
         """(batch, m) bool: documents that are labeled relevant to a text, without the text's own one.
 
-        Takes what `excuses` takes. They are no negatives of a contrastive objective, and a teacher scores them.
+        Takes what `excuses` takes. They are not negatives of a contrastive objective, and a teacher scores them.
         """
 
     @abstractmethod
