@@ -132,7 +132,12 @@ def check(  # noqa: PLR0913, PLR0917 - one option each
 @with_trust
 def search(  # noqa: PLR0913, PLR0917 - one option each
     place: Annotated[
-        str, Argument(metavar="INDEX", help="An index's folder, or a store: qdrant:..., pgvector:..., parquet:...")
+        str,
+        Argument(
+            metavar="INDEX",
+            help="An index's folder, or a store: qdrant:..., pgvector:..., elasticsearch:..., opensearch:..., "
+            "parquet:...",
+        ),
     ],
     query: Annotated[list[str], Argument(help="One or more queries.")],
     k: Annotated[int | None, Option(help="Documents per query; 10, or all of fewer.")] = None,
@@ -197,17 +202,25 @@ def search(  # noqa: PLR0913, PLR0917 - one option each
 def export(  # noqa: PLR0913, PLR0917 - one option each
     folder: Annotated[Path, Argument(help="An index's folder.")],
     out: Annotated[
-        str, Option(help="Folder (embedded Qdrant or Parquet), URL of a Qdrant or PostgreSQL server, or PREFIX:PLACE.")
+        str,
+        Option(
+            help="Folder (embedded Qdrant, Parquet, or bulk files for Elasticsearch or OpenSearch), URL of a server, "
+            "or PREFIX:PLACE."
+        ),
     ],
     option: Annotated[
         list[str] | None, Argument(metavar="KEY=VALUE", help="Any option of the store, e.g. numbers=float16.")
     ] = None,
-    to: Annotated[str, Option(help="qdrant, pgvector, or parquet.")] = "qdrant",
+    to: Annotated[str, Option(help="qdrant, pgvector, elasticsearch, opensearch, or parquet.")] = "qdrant",
     collection: Annotated[
         str | None, Option(help="The indexed collection: for titles, texts and fields, and where codes are lossy.")
     ] = None,
     name: Annotated[
-        str | None, Option(help="Qdrant: name of its collection, pgvector: of its table; the collection's by default.")
+        str | None,
+        Option(
+            help="Name of the Qdrant collection, the table (pgvector), or the index (Elasticsearch, OpenSearch); the "
+            "collection's by default."
+        ),
     ] = None,
     texts: Annotated[bool, Option("--texts", help="Store the documents' texts, too.")] = False,
     quantization: Annotated[str | None, Option(help="Qdrant: scalar, product or binary.")] = None,
@@ -216,7 +229,10 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     batch: Annotated[int | None, Option(help="Qdrant: documents per request.", min=1)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export an index to Qdrant, PostgreSQL (pgvector), or Parquet, and verify it; run it again to continue."""
+    """Export an index to a vector store, a search engine, or files, and verify it; run it again to continue.
+
+    Stores are Qdrant, PostgreSQL (pgvector), Elasticsearch, OpenSearch, and Parquet files.
+    """
     from retrodistill.data import load_collection
     from retrodistill.exports import export_index
     from retrodistill.exports.protocol import store_class
@@ -238,7 +254,10 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
         verified = f"of {facts['sampled']} sampled, the top 10 agree to {facts['agreement']:.1%}"
     written = f"{report.written} written now ({report.seconds:.0f} s)"
     show(f"{report.documents} documents ({report.kind}) in {report.address}, {written}; {verified}")
-    say_next("search", report.address, "a question")
+    if load := facts.get("load"):  # files for a server are loaded before anything is searched
+        show(load)
+    else:
+        say_next("search", report.address, "a question")
 
 
 def _given(pairs: list[str] | None, **flags: Any) -> dict[str, Any]:

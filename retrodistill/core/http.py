@@ -422,7 +422,7 @@ def _key(settings: ApiSettings) -> str:
             # what does not look like a variable may be the key itself
             name = settings.key_variable if settings.key_variable.isupper() else "that key_variable names"
             raise UserError(f"{settings.url} needs a key, and the variable {name} is not set; set it.")
-        return _sendable(key, f"the variable {settings.key_variable}")
+        return sendable(key, f"the variable {settings.key_variable}")
     path = path_of(settings.key_file)
     try:
         if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -432,10 +432,11 @@ def _key(settings: ApiSettings) -> str:
         raise UserError(f"cannot read the key file {path}: {error.strerror}; check key_file.") from error
     if not key:
         raise UserError(f"the key file {path} is empty; write the key into it.")
-    return _sendable(key, f"the key file {path}")
+    return sendable(key, f"the key file {path}")
 
 
-def _sendable(key: str, where: str) -> str:
+def sendable(key: str, where: str) -> str:
+    """A key that a header can hold; `where` it was found is said where it cannot."""
     if not key.isascii() or not key.isprintable():
         raise UserError(f"{where} holds characters that no header can have; write the key alone into it.")
     return key

@@ -26,7 +26,13 @@ from retrodistill.runs.documents import PASSAGE
 from retrodistill.runs.run import Run
 
 # Prefix of the addresses, and module in this package. A module is imported when it is first used.
-_MODULES = {"qdrant": "qdrant", "pgvector": "pgvector", "parquet": "parquet"}
+_MODULES = {
+    "qdrant": "qdrant",
+    "pgvector": "pgvector",
+    "elasticsearch": "elasticsearch",
+    "opensearch": "opensearch",
+    "parquet": "parquet",
+}
 STORES = tuple(_MODULES)
 
 

@@ -193,7 +193,8 @@ class TestMistakes:
         status, _, err = call("export", tmp_path, "--to", "qdrnt", "--out", tmp_path / "x")
         assert (status, err) == (
             2,
-            "error: unknown target 'qdrnt'. Did you mean 'qdrant'? Known: parquet, pgvector, qdrant.\n",
+            "error: unknown target 'qdrnt'. Did you mean 'qdrant'? Known: elasticsearch, opensearch, parquet, "
+            "pgvector, qdrant.\n",
         )
 
     def test_parameters_for_an_index_that_is_not_faiss(self, build, call, sparse):

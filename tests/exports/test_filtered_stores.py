@@ -1,12 +1,17 @@
 """Fields in exported stores, and filters there against masks over the same fields."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from qdrant_client import QdrantClient
-from records_of import IDS, dense, export_parquet, export_qdrant, multi_vector
+from records_of import IDS as ANY_IDS
+from records_of import dense as dense_records
+from records_of import export_parquet, export_qdrant
+from records_of import multi_vector as multi_vector_records
+from search_server import running
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
@@ -18,6 +23,7 @@ from retrodistill.exports.index import StoreIndex, load_store
 from retrodistill.exports.qdrant import QdrantSettings, QdrantStore
 
 pytestmark = pytest.mark.xdist_group("postgres")
+IDS = [id_[:500] for id_ in ANY_IDS]  # all of these stores take them
 FIELDS = {
     id_: {
         "year": 2000 + row % 7,
@@ -64,15 +70,35 @@ FILTERS = [
 ]
 
 
+def dense():
+    return dense_records(ids=IDS)
+
+
+def multi_vector():
+    records, tokens = multi_vector_records()
+    return replace(records, ids=IDS), tokens
+
+
 @pytest.fixture(scope="module")
 def corpus():
     return Collection.from_parts("c", dict.fromkeys(IDS, ("", "text")), {}, {}, FIELDS)
 
 
-@pytest.fixture(scope="module", params=["qdrant", "parquet", "pgvector"])
+@pytest.fixture(scope="module")
+def search_servers():
+    """Where servers are closed at the end."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module", params=["qdrant", "parquet", "pgvector", "elasticsearch", "opensearch"])
 def store(request, corpus, tmp_path_factory):
     """An index of a store with all fields."""
     records = dense()[0]
+    if request.param in ("elasticsearch", "opensearch"):
+        server = request.getfixturevalue("search_servers").enter_context(running(request.param))
+        export_index(records, server.place("filtered"), corpus, {"texts": True})
+        return load_store(server.place("filtered"))
     if request.param == "pgvector":
         place = f"pgvector:{request.getfixturevalue('postgres')}#filtered"
         export_index(records, place, corpus, {"texts": True, "index": "none"})

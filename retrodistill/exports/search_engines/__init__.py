@@ -1,0 +1,1 @@
+"""What Elasticsearch and OpenSearch have in common as stores; their dialects are in `exports`."""
