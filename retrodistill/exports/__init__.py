@@ -1,4 +1,4 @@
-"""Exports: an index's documents, complete and verified, in Qdrant, in Parquet files, or in another store."""
+"""Exports: an index's documents, complete and verified, in a vector store, a search engine, or files."""
 
 from retrodistill.exports.exporting import ExportReport, export_index
 from retrodistill.exports.index import StoreIndex, load_store

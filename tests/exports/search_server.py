@@ -227,6 +227,8 @@ class Index:
             weights = expect(given, ["query_tokens"])["query_tokens"]
             if not all(0 < weight <= 64 for weight in weights.values()):
                 raise illegal("weight must be in ]0, 64]")
+        if len(weights) > 1024:
+            raise Refusal(400, "too_many_clauses", "maxClauseCount is set to 1024")
         features = source.get(field, {})
         return float(sum(weight * kept(features[name]) for name, weight in weights.items() if name in features))
 

@@ -14,11 +14,12 @@ from scipy.sparse import csr_array
 from search_server import kept, running
 
 from retrodistill.core.errors import UserError
-from retrodistill.data import Collection
+from retrodistill.data import Collection, load_collection
 from retrodistill.exports import export_index, load_store, vector_records
 from retrodistill.exports.records import exact_search
 from retrodistill.exports.search_engines import rest
 from retrodistill.exports.search_engines.store import SearchEngineStore, inner_product
+from retrodistill.indexes import build_index
 
 ENGINES = ["elasticsearch", "opensearch"]
 IDS = [id_[:500] for id_ in ANY_IDS]  # one of them is too long for these stores
@@ -196,6 +197,15 @@ class TestSparse:
             [small, large] = (dict(index.store.best(rows[[1]] * factor, 5)[0]) for factor in (1, 1000))
         assert large == pytest.approx({id_: score * 1000 for id_, score in small.items()}, rel=1e-5)
 
+    def test_long_queries_ask_by_their_greatest_weights(self, server):
+        rows = csr_array(np.random.default_rng(3).exponential(size=(3, 1500)).astype(np.float32))
+        export(vector_records(["a", "b", "c"], rows, space(1500, "dot")), server.place("docs"))
+        with load_store(server.place("docs")) as index:
+            [found] = index.store.best(rows[[1]], 3)
+        greatest = np.sort(rows[[1]].data)[-1000:]
+        assert found[0][0] == "b"
+        assert found[0][1] == pytest.approx(float(greatest @ greatest), rel=4e-3)
+
     def test_negative_weights_are_refused(self, server):
         rows = csr_array(np.array([[1.0, -2.0]], np.float32))
         with pytest.raises(UserError, match="positive weights"):
@@ -277,6 +287,19 @@ class TestPayload:
         corpus = Collection.from_parts("c", dict.fromkeys(IDS, ("", "text")), {}, {}, fields)
         with pytest.raises(UserError, match=f"{IDS[7]}.*infinite"):
             export(dense()[0], server.place("docs"), corpus)
+
+
+def test_passages_know_their_documents(server, tiny_folder, tiny_static):
+    corpus = load_collection(tiny_folder, passages="12,4")
+    index = build_index(corpus, f"static:{tiny_static}")
+    with load_store(export_index(index, server.place("docs"), load_collection(tiny_folder)).address) as store:
+        assert store.size == 60 < len(store) == len(index)
+        found, wanted = store.search("heart star", k=7), index.search("heart star", k=7)
+        assert found.table["document_id"].to_pylist() == wanted.table["document_id"].to_pylist()
+        assert found.table["passage_id"].to_pylist() == wanted.table["passage_id"].to_pylist()
+        vectors = store.queries.encode(["heart"], "query")
+        inside = store.search_vectors(vectors, 5, filter={"document_id": ["d3", "d4"]})
+        assert set(inside.document_ids) == {"d3", "d4"}
 
 
 class TestUploading:

@@ -17,7 +17,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.http import holds_secret, require_encryption, sendable, without_key
 from retrodistill.core.json_files import json_text, parse_json
 
-_TIMEOUT = (10, 120)  # seconds: to connect, and without a byte of the answer
+_TIMEOUT = (10, 300)  # seconds: to connect, and without a byte of the answer
 TRIES = 7
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
 _RETRIED = (429, 502, 503, 504)

@@ -40,6 +40,7 @@ from retrodistill.runs.documents import PASSAGE
 
 _BATCH = 1000  # documents that are read at a time
 _QUERIES = 32  # per request
+_CLAUSES = 1000  # of a query: a server takes 1,024 by default, those of filters included
 _REJECTED = (429, 503)  # of an item that a server was too busy for
 _TRUNCATED = 4e-3  # of a weight that keeps 9 significant bits: 2 ** -8
 
@@ -258,7 +259,7 @@ class SearchEngineStore(VectorStore):
         self.rest.refuse(item["status"], failure._replace(reason=f"document {item.get('_id')!r}, {failure.reason}"))
 
     def _searches(self, queries: Any, k: int, passing: dict[str, Any] | None) -> Iterator[_Search]:
-        """A search for each query that has entries."""
+        """A search for each query that has entries; of a long one, by its greatest weights."""
         answer = {"size": k, "_source": False}
         if self._kind == "dense":
             tuning = self._manifest.about["tuning"]
@@ -269,7 +270,7 @@ class SearchEngineStore(VectorStore):
             weights = queries.data[start:stop]
             if (weights < 0).any():
                 raise UserError(f"{self.dialect.name} takes no negative weights of a query; leave them out.")
-            kept = np.flatnonzero(weights)
+            kept = np.argsort(-weights, kind="stable")[: min(np.count_nonzero(weights), _CLAUSES)]
             if not len(kept):
                 continue
             # Lucene takes weights up to 64.
