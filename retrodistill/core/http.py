@@ -436,7 +436,7 @@ def _key(settings: ApiSettings) -> str:
 
 
 def sendable(key: str, where: str) -> str:
-    """A key that a header can hold; `where` it was found is said where it cannot."""
+    """The key, if a header can hold it; the error for another one says `where` it is."""
     if not key.isascii() or not key.isprintable():
         raise UserError(f"{where} holds characters that no header can have; write the key alone into it.")
     return key

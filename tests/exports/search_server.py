@@ -330,7 +330,7 @@ class Server:
         url: Where it listens.
         indexes: By name.
         asked: (method, path, body) of each request.
-        faults: Taken one per request: (status, bytes), or None for none.
+        faults: Taken one per request: (status, answer), "drop" for none, or None for no fault.
         busy: Ids whose next write is rejected once, each.
         broken: Ids whose write fails, with the error of the item: (status, type).
         blocked: Whether the disk is full.
@@ -373,6 +373,9 @@ class Server:
     def respond(self, request, content):
         self.asked.append((request.command, request.path, content))
         fault = self.faults.pop(0) if self.faults else None
+        if fault == "drop":
+            request.close_connection = True
+            return
         try:
             if self.authorization and request.headers.get("Authorization") != self.authorization:
                 said = f"unable to authenticate with {request.headers.get('Authorization')}"
@@ -435,7 +438,8 @@ class Server:
     def post_bulk(self, name, content, options):
         index = self.index(name)
         assert content.endswith(b"\n")
-        assert options["filter_path"] == "errors,items.*._id,items.*.status,items.*.error"
+        shown = ("errors,items.*._id,items.*.status,items.*.error", "errors,items.*.error")
+        assert options["filter_path"] in shown
         lines = content.splitlines()  # of bytes: at \n alone
         items = [self.write(index, *map(json.loads, lines[at : at + 2])) for at in range(0, len(lines), 2)]
         return {"errors": any("error" in item["index"] for item in items), "items": items}

@@ -2,7 +2,11 @@
 
 import base64
 import json
+import os
+import shutil
 import socket
+import subprocess
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -346,7 +350,7 @@ class TestUploading:
 
     def test_passing_errors_of_the_server(self, server):
         busy = (503, b"<html>busy</html>")
-        server.faults = [None, None, busy, busy, None, (429, {"error": "too many"}), (502, b"")]
+        server.faults = [None, None, busy, busy, None, (429, {"error": "too many"}), (502, b""), "drop", None, "drop"]
         assert export(dense()[0], server.place("docs")).written == 40
 
     def test_what_an_interrupted_export_wrote_is_kept(self, server, monkeypatch):
@@ -466,6 +470,18 @@ class TestServers:
             with pytest.raises(UserError, match=r"1 of its shards failed.*it burns"):
                 index.store.best(np.ones((1, 6), np.float32), 3)
 
+    def test_many_threads_search_at_once(self, server):
+        records, vectors = dense()
+        export(records, server.place("docs"))
+        with load_store(server.place("docs")) as index:
+            wanted, found = index.store.best(vectors, 5), []
+            threads = [threading.Thread(target=lambda: found.append(index.store.best(vectors, 5))) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert found == [wanted] * 8
+
 
 class TestLogins:
     def basic(self, name, password):
@@ -534,20 +550,14 @@ class TestBulkFiles:
         vectors = np.random.default_rng(0).normal(size=(300, 500)).astype(np.float32)
         return vector_records(list(map(str, range(300))), vectors, space(500, "dot"))
 
-    def load(self, folder, server, name):
-        """As curl does by the commands of the report."""
-        server.indexes.pop(name, None)
-        server.put_index(name, (folder / "index.json").read_bytes(), {})
-        for part in sorted(folder.glob("bulk-*.ndjson")):
-            server.post_bulk(
-                name, part.read_bytes(), {"filter_path": "errors,items.*._id,items.*.status,items.*.error"}
-            )
-
+    @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
     def test_they_fill_an_index_that_the_same_export_verifies(self, server, tmp_path):
         for name, records in [("dense", dense()[0]), ("sparse", learned_sparse()[0])]:
-            report = export(records, f"{server.engine}:{tmp_path / name}")
+            report = export(records, f"{server.engine}:{tmp_path / 'a b' / name}#{name}")
             assert (report.documents, report.written, report.facts["parts"]) == (40, 40, 1)
-            self.load(tmp_path / name, server, name)
+            load = ["sh", "-c", report.facts["load"]]
+            loaded = subprocess.run(load, env={**os.environ, "URL": server.url}, capture_output=True, check=True)
+            assert b'"errors": false' in loaded.stdout
             with pytest.raises(UserError, match="not verified"):
                 load_store(server.place(name))
             assert export(records, server.place(name)).written == 0
