@@ -330,7 +330,7 @@ class Server:
         url: Where it listens.
         indexes: By name.
         asked: (method, path, body) of each request.
-        faults: Taken one per request: (status, answer), "drop" for none, or None for no fault.
+        faults: Taken one per request: (status, answer), where to redirect, "drop" for no answer, or None for no fault.
         busy: Ids whose next write is rejected once, each.
         broken: Ids whose write fails, with the error of the item: (status, type).
         blocked: Whether the disk is full.
@@ -375,6 +375,12 @@ class Server:
         fault = self.faults.pop(0) if self.faults else None
         if fault == "drop":
             request.close_connection = True
+            return
+        if isinstance(fault, str):
+            request.send_response(307)
+            request.send_header("Location", fault)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
             return
         try:
             if self.authorization and request.headers.get("Authorization") != self.authorization:

@@ -10,6 +10,7 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from records_of import IDS as ANY_IDS
 from records_of import dense as records_of_dense
@@ -19,9 +20,11 @@ from search_server import kept, running
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, load_collection
+from retrodistill.data.filters import parse_filter
 from retrodistill.exports import export_index, load_store, vector_records
 from retrodistill.exports.records import exact_search
 from retrodistill.exports.search_engines import rest
+from retrodistill.exports.search_engines.query_dsl import to_query
 from retrodistill.exports.search_engines.store import SearchEngineStore, inner_product
 from retrodistill.indexes import build_index
 
@@ -149,6 +152,27 @@ class TestDense:
             index.search_vectors(np.ones((1, 5), np.float32), 3)
 
 
+class TestApproximateSearch:
+    @pytest.fixture(autouse=True)
+    def _forgetful(self, monkeypatch):
+        """Stores that find 8 of 10."""
+        best = SearchEngineStore.best
+        monkeypatch.setattr(SearchEngineStore, "best", lambda *a, **b: [pairs[:-2] for pairs in best(*a, **b)])
+
+    def test_graphs_find_as_much_as_is_wanted(self, server):
+        with pytest.raises(UserError, match=r"finds 80.0% .*, wanted 90%"):
+            export(dense()[0], server.place("docs"))
+        assert export(dense()[0], server.place("docs"), agreement=0.8).facts["agreement"] == pytest.approx(0.8)
+
+    def test_an_exact_index_finds_all(self, elasticsearch):
+        with pytest.raises(UserError, match="wanted 100%"):
+            export(dense()[0], elasticsearch.place("docs"), index="flat", agreement=0.5)
+
+    def test_codes_of_few_bits_are_reported_on(self, elasticsearch):
+        report = export(dense()[0], elasticsearch.place("docs"), index="int4_hnsw")
+        assert report.facts["agreement"] == pytest.approx(0.8)
+
+
 class TestSparse:
     def test_weights_arrive_and_are_found(self, server):
         records, rows = learned_sparse()
@@ -226,9 +250,10 @@ class TestRefusedUpFront:
         [
             (lambda: multi_vector()[0], "MaxSim.*qdrant or parquet"),
             (lambda: records_of_dense()[0], "3000 bytes.*1 to 512"),
+            (lambda: records_of_dense(ids=["a", ""])[0], "0 bytes.*1 to 512"),
             (lambda: replace(dense()[0], space=replace(dense()[0].space, dimension=20_000)), "20,000.*truncate"),
         ],
-        ids=["multi-vector", "long id", "wide"],
+        ids=["multi-vector", "long id", "empty id", "wide"],
     )
     def test_what_they_cannot_hold(self, server, change, said):
         with pytest.raises(UserError, match=said):
@@ -285,6 +310,12 @@ class TestPayload:
             for given, count in [({">": "2020-01-01T00:00:00"}, 39), ({"<=": "2020-01-01T00:00:00.005"}, 6)]:
                 run = index.search_vectors(np.ones((1, 6), np.float32), 40, filter={"at": given})
                 assert len(run.document_ids) == count
+
+    def test_fractions_equal_no_integer(self):
+        schema = pa.schema([("year", pa.int64())])
+        assert to_query(parse_filter({"year": {"==": 2003.5}}, schema)) == {"bool": {"filter": [{"match_none": {}}]}}
+        one_of = to_query(parse_filter({"year": {"in": [2003.5, 2004.0]}}, schema))
+        assert one_of == {"bool": {"filter": [{"terms": {"year": [2004]}}]}}
 
     def test_infinite_numbers_are_refused(self, server):
         fields = {id_: {"score": np.inf if row == 7 else 1.0} for row, id_ in enumerate(IDS)}
@@ -436,6 +467,13 @@ class TestServers:
         with pytest.raises(UserError, match="refuses: not found"):
             load_store(server.place("docs"))
 
+    def test_one_that_redirects_gets_no_more(self, server):
+        with running(server.engine) as other:
+            server.faults = [other.url]
+            with pytest.raises(UserError, match="refuses: 307"):
+                load_store(server.place("docs"))
+            assert other.asked == []
+
     def test_the_other_engine(self, server):
         other = next(one for one in ENGINES if one != server.engine)
         with pytest.raises(UserError, match=f"write '{server.engine}:'"):
@@ -552,7 +590,7 @@ class TestBulkFiles:
 
     @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
     def test_they_fill_an_index_that_the_same_export_verifies(self, server, tmp_path):
-        for name, records in [("dense", dense()[0]), ("sparse", learned_sparse()[0])]:
+        for name, records in [("dense%41", dense()[0]), ("sparse", learned_sparse()[0])]:
             report = export(records, f"{server.engine}:{tmp_path / 'a b' / name}#{name}")
             assert (report.documents, report.written, report.facts["parts"]) == (40, 40, 1)
             load = ["sh", "-c", report.facts["load"]]
