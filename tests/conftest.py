@@ -15,6 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The code of models is copied there, by older versions of transformers under one name for all processes.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "false"  # read when it is imported
+os.environ["MTEB_CACHE"] = tempfile.mkdtemp(prefix="mteb-")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models spend their time waiting for each other's threads otherwise
 
 import pytest
@@ -25,6 +27,7 @@ from retrodistill.core.runtime import set_quiet
 from retrodistill.data import Collection, load_collection
 
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+atexit.register(shutil.rmtree, os.environ["MTEB_CACHE"], ignore_errors=True)
 # The same examples every time; `make faults` takes more of them, by --hypothesis-profile=long.
 _PROPERTIES = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("short", max_examples=25, **_PROPERTIES)

@@ -13,7 +13,8 @@ PACKAGE = Path(retrodistill.__file__).parent
 BASE = ["core"]
 LINE = [
     "data", "runs", "objectives", "encoders", "rankers", "candidates", "generation", "training", "students",
-    "quantizers", "indexes", "exports", "evaluation", "report", "recipes", "serving", "api", "cli",
+    "quantizers", "indexes", "exports", "evaluation", "report", "recipes", "serving",
+    "integrations", "api", "cli",
 ]  # fmt: skip
 TOP = ["__init__", "__main__"]
 

@@ -177,7 +177,7 @@ def open_places(places: Sequence[str], *, collection: str | None = None, queries
     parts = []
     for place in places:
         folder = path_of(place)
-        if (folder / _RECIPE).is_file():
+        if is_job(folder):
             if queries is not None:
                 raise UserError(
                     f"{place} is the folder of a job, whose students have their encoders; leave --queries out."
@@ -186,12 +186,7 @@ def open_places(places: Sequence[str], *, collection: str | None = None, queries
             continue
         if collection is not None and corpus is None:
             corpus = load_collection(collection)
-        if is_store(place) or (folder / FILE_NAME).is_file():
-            parts.append(_of_index(place, corpus, queries))
-        elif folder.is_dir() and place.partition(":")[0] not in KINDS:
-            parts.append(_of_student(folder))
-        else:
-            parts.append(_of_name(place, corpus))
+        parts.append(open_place(place, corpus, queries))
     served, *others = sorted(parts, key=lambda part: not len(part.queries))  # test queries are those of the first
     for other in others:
         if twice := served.systems.keys() & other.systems.keys():
@@ -204,6 +199,31 @@ def open_places(places: Sequence[str], *, collection: str | None = None, queries
     if len(served.pair) < 2:
         served.pair = [name for name, system in served.systems.items() if system.can_search][:2]
     return served
+
+
+def is_job(folder: Path) -> bool:
+    """Whether this is the folder of a job."""
+    return (folder / _RECIPE).is_file()
+
+
+def open_place(place: str, corpus: Collection | None, queries: Any = None, *, teacher: bool = True) -> Served:
+    """Open one thing that is not a job: an index, an exported store, a student, or a model by its name.
+
+    Args:
+        place: As `open_places` takes it.
+        corpus: Of the documents' texts and the test queries; None for none.
+        queries: Query encoder of an index, in place of its own.
+        teacher: Whether the documents' own model is opened, too, where the queries of an index are by another one.
+
+    Raises:
+        UserError: As `open_places`.
+    """
+    folder = path_of(place)
+    if is_store(place) or (folder / FILE_NAME).is_file():
+        return _of_index(place, corpus, queries, teacher=teacher)
+    if folder.is_dir() and place.partition(":")[0] not in KINDS:
+        return _of_student(folder)
+    return _of_name(place, corpus)
 
 
 def _of_job(folder: Path, collection: str | None) -> Served:
@@ -366,8 +386,8 @@ def _ensemble(
     return CompositeSystem(members, make, collection, name, role, **about)
 
 
-def _of_index(place: str, corpus: Collection | None, queries: str | None) -> Served:
-    """An index, and next to it the documents' own model on the same index, if the index has other queries."""
+def _of_index(place: str, corpus: Collection | None, queries: Any, *, teacher: bool) -> Served:
+    """An index, and next to it, if wanted, the documents' own model on it where the index has other queries."""
     index = load_index(place, queries)
     name = path_of(place.rpartition("#")[2] or place).resolve().name
     index.name = name
@@ -375,12 +395,13 @@ def _of_index(place: str, corpus: Collection | None, queries: str | None) -> Ser
     own = IndexSystem(index, name, documents_by=by, queries_by=short_name(getattr(index.queries, "name", "")))
     systems: dict[str, System] = {name: own}
     # Token weights without a model are those of the documents' own model.
-    if index.queries is not None and index.queries.has_model and not index.space.holds_documents_of(index.queries):
-        teacher = _documents_model(index)
-        if teacher is not None:
+    asked_by = index.queries
+    if teacher and asked_by is not None and asked_by.has_model and not index.space.holds_documents_of(asked_by):
+        model = _documents_model(index)
+        if model is not None:
             other = copy.copy(index)
-            other.queries = teacher
-            names = {"documents_by": by, "queries_by": short_name(teacher.name)}
+            other.queries = model
+            names = {"documents_by": by, "queries_by": short_name(model.name)}
             both = IndexSystem(other, f"{name}, teacher's queries", "teacher", **names)
             both.models = (index, *both.models)  # one index behind both
             systems = {both.name: both, **systems}
