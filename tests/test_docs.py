@@ -34,6 +34,7 @@ BLOCK = re.compile(r"(?:^<!-- (?P<mark>parsed only).*? -->\n)?^```(?P<language>\
 INDENTED = re.compile(r"\n\n    (?:retrodistill|import|from|make|pip|python) ")
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 STAGE = {"objectives": "leaf"}
+FRAMEWORKS = ("langchain_core", "llama_index.core", "haystack", "pyterrier", "mteb")
 # Names that mean a download even where a folder has them, and the folder that takes their place.
 TINY = {'"demo"': '"my-folder"', "beir/scifact": "my-folder", "beir/nfcorpus": "my-folder"}
 
@@ -112,6 +113,8 @@ class TestCode:
     @pytest.mark.slow
     @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page, "python", "bash"))], ids=name_of)
     def test_python_and_commands_of_a_page_run(self, page, workplace):
+        for framework in FRAMEWORKS if page.stem == "frameworks" else ():
+            pytest.importorskip(framework)
         names = {"__name__": "__main__"}
         for line, language, original, parsed_only in blocks(page, "python", "bash"):
             text = original

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -58,12 +59,14 @@ class RetrodistillRetriever:
     ) -> None:
         self.index, self.collection, self.queries = index, collection, queries
         self.filters, self.top_k = filters, top_k
-        self._searcher: Searcher | None = None
+
+    @cached_property
+    def _searcher(self) -> Searcher:
+        return Searcher(self.index, self.collection, self.queries)
 
     def warm_up(self) -> None:
         """Open the index, once."""
-        if self._searcher is None:
-            self._searcher = Searcher(self.index, self.collection, self.queries)
+        _ = self._searcher
 
     def to_dict(self) -> dict[str, Any]:
         """The component for a pipeline's file; index, collection and queries must be names."""
@@ -90,8 +93,7 @@ class RetrodistillRetriever:
             filters: Haystack filters, in place of the component's own.
             top_k: Number of documents, in place of the component's own.
         """
-        self.warm_up()
-        searcher: Any = self._searcher
+        searcher = self._searcher
         chosen = self.filters if filters is None else filters
         filter = filter_of(chosen, searcher.schema) if chosen else None
         found = searcher.documents(query, self.top_k if top_k is None else top_k, filter)

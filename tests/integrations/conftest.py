@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 
 from retrodistill.core.manifest import Manifest
@@ -21,6 +23,20 @@ FIELDS = {
     "c": {"year": 2021, "lang": "en", "score": 7},
     "d": {"year": 2022, "lang": "fr"},
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Neither the frameworks nor our modules ask for the address of a host, which some would not say if it fails."""
+    asked = []
+
+    def refuse(host, *_, **__):
+        asked.append(host)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield
+    assert asked == []
 
 
 @pytest.fixture(scope="session")
