@@ -62,25 +62,16 @@ class Searcher:
     def __init__(
         self, source: str | os.PathLike[str] | Index, collection: Any = None, queries: Any = None, *, texts: bool = True
     ) -> None:
-        corpus = None if collection is None else load_collection(collection)
-        if isinstance(source, Index):
-            if queries is not None:
-                raise UserError("this index is open, with its query encoder; leave queries out.")
-            self.name = source.name
-            self._served = _of_open_index(source, corpus)
-        else:
-            self.name = os.fspath(source)
-            if is_job(path_of(self.name)):
-                raise UserError(f"{self.name} holds a job; give one of its indexes: {self.name}/indexes/NAME.")
-            self._served = open_place(self.name, corpus, queries, teacher=False)
-        if not any(system.can_search for system in self._served.systems.values()):
-            raise UserError(f"{self.name} is a model without documents, so it cannot search; give an index.")
+        self.name = source.name if isinstance(source, Index) else os.fspath(source)
+        self._served = _opened(source, None if collection is None else load_collection(collection), queries)
+        (self._system,) = self._served.systems.values()
+        if not self._system.can_search:
+            raise UserError(f"{self.name} holds no documents, so it cannot search; give an index.")
         if texts and not self._served.has_texts:
             raise UserError(
                 f"{self.name} stores no texts of its documents; give the collection, or build the index with "
                 "--store-texts (an export: --texts)."
             )
-        self._system = self._served.system(None, "search", lambda system: system.can_search)
         self._turn = threading.Lock()
 
     @property
@@ -137,6 +128,17 @@ class Searcher:
         return Found(id_, record["text"], hit.score, {**named, **own})
 
 
-def _of_open_index(index: Index, corpus: Collection | None) -> Served:
-    collection = None if corpus is None else index.as_indexed(corpus)
-    return Served(index.name, {index.name: IndexSystem(index, index.name)}, collection)
+def _opened(source: str | os.PathLike[str] | Index, corpus: Collection | None, queries: Any) -> Served:
+    """One system, with a collection if there is one."""
+    if isinstance(source, Index):
+        if queries is not None:
+            raise UserError("an open index has its query encoder; leave queries out, or give the index's folder.")
+        collection = None if corpus is None else source.as_indexed(corpus)
+        return Served(source.name, {source.name: IndexSystem(source, source.name)}, collection)
+    place = os.fspath(source)
+    if is_job(path_of(place)):
+        raise UserError(f"{place} holds a job; give one of its indexes: {place}/indexes/NAME.")
+    served = open_place(place, corpus, queries, teacher=False)
+    if queries is not None and all(system.index is None for system in served.systems.values()):
+        raise UserError(f"queries is the query encoder of an index, and {place} is not one; leave it out.")
+    return served

@@ -8,12 +8,13 @@ import numpy as np
 from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
+from sparse_models import splade
 
 from retrodistill import evaluate
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.indexes import build_index
-from retrodistill.integrations.mteb import RetrodistillEncoder
+from retrodistill.integrations.mteb import RetrodistillEncoder, RetrodistillIndex
 
 
 @pytest.fixture
@@ -46,6 +47,24 @@ def task(tiny):
     return Tiny()
 
 
+@pytest.fixture
+def sides(teacher, student, tiny_multi, tmp_path):
+    """The encoders of each kind of index: of documents, and of queries."""
+    sparse = load_encoder(splade(tmp_path / "sparse"))
+    return {
+        "student": (teacher, student),
+        "sparse": (sparse, None),
+        "multi-vector": (tiny_multi, None),
+        "compressed": (teacher, student),
+    }
+
+
+@pytest.fixture
+def options():
+    """Options of `build_index` for some of them."""
+    return {"compressed": {"factory": "SQ8"}}
+
+
 def measured(model, task, **options):
     result = mteb.evaluate(model, task, cache=None, co2_tracker=False, show_progress_bar=False, **options)
     return result.task_results[0].scores["test"][0]
@@ -60,6 +79,28 @@ class TestEvaluate:
         own = evaluate({"own": index}, tiny, measures=["ndcg@10", "recall@5"]).means["own"]
         assert found["ndcg_at_10"] == pytest.approx(own["ndcg@10"], abs=1e-4)
         assert found["recall_at_5"] == pytest.approx(own["recall@5"], abs=1e-4)
+
+    @pytest.mark.parametrize("kind", ["student", "sparse", "multi-vector", "compressed"])
+    def test_an_index_of_any_kind_is_measured_as_evaluate_measures_it(self, kind, task, tiny, sides, options):
+        documents, queries = sides[kind]
+        found = measured(RetrodistillIndex(documents, queries, **options.get(kind, {})), task)
+        index = build_index(tiny, documents, queries, **options.get(kind, {}))
+        own = evaluate({"own": index}, tiny, measures=["ndcg@10", "recall@5"]).means["own"]
+        assert found["ndcg_at_10"] == pytest.approx(own["ndcg@10"], abs=1e-4)
+        assert found["recall_at_5"] == pytest.approx(own["recall@5"], abs=1e-4)
+
+    def test_a_reranking_task_is_of_its_candidates(self, task, tiny, teacher):
+        task.load_data()
+        split = task.dataset["default"]["test"]
+        candidates = dict.fromkeys(split["queries"]["id"], tiny.documents.ids[:20])
+        model = RetrodistillIndex(teacher)
+        model.index(split["corpus"], task_metadata=task.metadata)
+        found = model.search(split["queries"], top_k=5, top_ranked=candidates)
+        index = build_index(tiny, teacher)
+        for id_, text in zip(split["queries"]["id"], split["queries"]["text"], strict=True):
+            everything = index.search(text, k=60).to_dict()["0"]
+            among = [(one, score) for one, score in everything.items() if one in candidates[id_]]
+            assert found[id_] == pytest.approx(dict(among[:5]))
 
 
 class TestEncoder:

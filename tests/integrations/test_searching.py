@@ -72,7 +72,9 @@ class TestDocuments:
     def test_an_exported_store(self, folder, small, tmp_path):
         pytest.importorskip("qdrant_client")
         export_index(folder, f"qdrant:{tmp_path / 'store'}#docs", small, {"texts": True})
-        stored = Searcher(f"qdrant:{tmp_path / 'store'}#docs").documents("moon", 3, "year>=2020")
+        searcher = Searcher(f"qdrant:{tmp_path / 'store'}#docs")
+        with ThreadPoolExecutor(1) as thread:  # another one than opened it
+            stored = thread.submit(searcher.documents, "moon", 3, "year>=2020").result()
         indexed = Searcher(folder).documents("moon", 3, "year>=2020")
         assert [(each.id, each.text) for each in stored] == [(each.id, each.text) for each in indexed]
         np.testing.assert_allclose([each.score for each in stored], [each.score for each in indexed], atol=1e-5)
@@ -104,17 +106,19 @@ class TestArguments:
             Searcher(folder).documents(query, k, filter)
 
     def test_what_does_not_search_is_refused(self, student, tmp_path):
-        with pytest.raises(UserError, match="model without documents"):
+        with pytest.raises(UserError, match="holds no documents"):
             Searcher(student.removeprefix("static:"))
         (tmp_path / "recipe.yaml").write_text("name: x")
         with pytest.raises(UserError, match="holds a job; give one of its indexes"):
             Searcher(str(tmp_path))
 
-    def test_another_query_encoder(self, folder, teacher):
+    def test_another_query_encoder(self, folder, teacher, small):
         found = Searcher(folder, queries=teacher).documents("moon", 5)
         assert {each.id: each.score for each in found} == load_index(folder, teacher).search("moon", k=5).to_dict()["0"]
         with pytest.raises(UserError, match="leave queries out"):
             Searcher(load_index(folder), queries=teacher)
+        with pytest.raises(UserError, match="bm25 is not one"):
+            Searcher("bm25", small, queries=teacher)
 
 
 class TestRuns:
