@@ -43,6 +43,9 @@ class RetrodistillRetriever(pt.Transformer):
         self._searcher = Searcher(index, collection, queries, texts=False)
         self.num_results, self.filter = num_results, filter
 
+    def __repr__(self) -> str:
+        return f"RetrodistillRetriever({self._searcher.name})"  # the name in an experiment's table
+
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Search for each query."""
         pt.validate.columns(inp, includes=["qid", "query"])
@@ -69,6 +72,9 @@ class RetrodistillReranker(pt.Transformer):
     def __init__(self, ranker: Any, collection: Any) -> None:
         super().__init__()
         self._collection, self._ranker = load_collection(collection), load_ranker(ranker, needs="score")
+
+    def __repr__(self) -> str:
+        return f"RetrodistillReranker({self._ranker.name})"
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Score each pair."""

@@ -66,6 +66,18 @@ class TestRetriever:
             assert own.means[name] == pytest.approx(wanted, abs=1e-4)
         assert not pt.java.started()
 
+    def test_an_experiment_s_table_names_index_and_judge(self, small, folder, tiny_cross_encoder):
+        judge = f"cross-encoder:{tiny_cross_encoder}"
+        systems = [RetrodistillRetriever(folder) >> RetrodistillReranker(judge, small)]
+        topics, qrels = pd.DataFrame({"qid": ["1"], "query": ["moon"]}), pd.DataFrame([["1", "d", 1]])
+        found = pt.Experiment(systems, topics, qrels.set_axis(["qid", "docno", "label"], axis=1), ["recip_rank"])
+        assert folder in found["name"][0]
+        assert judge in found["name"][0]
+
+    def test_pipelines_know_its_columns(self, retriever):
+        outputs = pt.inspect.transformer_outputs(retriever, ["qid", "query"])
+        assert outputs == ["qid", "query", "docno", "score", "rank"]
+
     def test_wrong_input_is_refused(self, retriever, folder):
         with pytest.raises(pt.validate.InputValidationError):
             retriever(pd.DataFrame({"qid": ["1"]}))
