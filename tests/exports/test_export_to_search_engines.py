@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 from search_server import kept, running
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.runtime import set_quiet
 from retrodistill.data import Collection, load_collection
 from retrodistill.data.filters import parse_filter
 from retrodistill.exports import export_index, load_store, vector_records
@@ -648,9 +649,10 @@ def test_the_command_line_exports_searches_and_evaluates(server, call, tiny_fold
     index = tmp_path / "index"
     assert call("index", "--collection", tiny_folder, "--documents", f"dense:{tiny_model}", "--out", index)[0] == 0
     to = ["export", index, "--to", server.engine, "--collection", tiny_folder, "--texts"]
-    status, out, error = call(*to, "--out", f"{server.url}#docs", "candidates=50")
+    set_quiet(False)
+    status, _, error = call(*to, "--out", f"{server.url}#docs", "candidates=50")
     assert status == 0, error
-    assert f"retrodistill search '{server.place('docs')}'" in out
+    assert f"next: retrodistill search '{server.place('docs')}'" in error
     status, out, _ = call("search", server.place("docs"), "a star", "--k", 3, "--json")
     assert status == 0
     assert len(json.loads(out)) == 3
@@ -660,4 +662,4 @@ def test_the_command_line_exports_searches_and_evaluates(server, call, tiny_fold
     status, out, error = call(*to, "--out", tmp_path / "files", "--name", "docs")
     assert status == 0, error
     assert '"$URL/docs/_bulk?' in out
-    assert "retrodistill search" not in out
+    assert "retrodistill search" not in error
