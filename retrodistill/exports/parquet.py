@@ -2,12 +2,8 @@
 
 They are ``FOLDER/documents/part-00000.parquet``... with the columns ``document_id`` string, ``title`` string (with a
 collection), ``text`` string (if wanted), the fields of the documents, ``passage_id`` string (of an index of passages),
-and by kind
-
-- dense: ``vector`` fixed_size_list<float>[d];
-- sparse: ``indices`` list<int32>, ascending, and ``values`` list<float>; where the entries are known,
-  ``FOLDER/vocabulary.parquet`` has ``index`` and ``token``;
-- multi-vector: ``vectors`` list<fixed_size_list<float>[d]>, one per token, in order.
+and those of `retrodistill.exports.columns` with the vectors. Where the entries of sparse vectors are known,
+``FOLDER/vocabulary.parquet`` has ``index`` and ``token``.
 
 ``FOLDER/manifest.json`` holds the contract of the space and, once everything is written, counts, checksums and the
 state "complete".
@@ -26,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
-from scipy.sparse import csr_array
 
 from retrodistill.core.arrays import read_parquet
 from retrodistill.core.checksums import check_files, file_checksum
@@ -36,8 +31,7 @@ from retrodistill.core.locks import exclusive
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.paths import path_of
 from retrodistill.data.filters import Filter, mask_of
-from retrodistill.encoders.multi_vector import Tokens
-from retrodistill.encoders.vectors import to_float16
+from retrodistill.exports.columns import read_vectors, table_of
 from retrodistill.exports.protocol import StoreSettings, VectorStore, check_same
 from retrodistill.exports.records import Answers, Batch, Records, Vectors, exact_search
 from retrodistill.runs.documents import PASSAGE
@@ -113,10 +107,7 @@ class ParquetStore(VectorStore):
         """As `VectorStore.upload`. Parts of an interrupted export are compared with the source, too."""
         written = 0
         for batch in batches:
-            columns = {name: pa.array(values, pa.string()) for name, values in batch.payload.items()}
-            if batch.fields is not None:
-                columns |= {name: batch.fields[name] for name in batch.fields.column_names}
-            table = pa.table({**columns, **_vector_columns(batch.vectors, self.settings.numbers)})
+            table = table_of(batch, self.settings.numbers)
             written += len(batch) * _write_part(self.folder / _PARTS / _part(batch.start // self.batch_size), table)
         return written
 
@@ -187,40 +178,7 @@ class ParquetStore(VectorStore):
                         rows = read.filter(pa.array(mask_of(filter, pa.Table.from_batches([read]))))
                     if len(rows):
                         own = PASSAGE if PASSAGE in rows.schema.names else "document_id"
-                        yield rows[own].to_pylist(), _read_vectors(rows, width)
-
-
-def _vector_columns(vectors: Vectors, numbers: str) -> dict[str, pa.Array]:
-    def typed(values: np.ndarray) -> np.ndarray:
-        return to_float16(values, "vectors") if numbers == "float16" else values.astype(np.float32, copy=False)
-
-    if isinstance(vectors, np.ndarray):
-        return {"vector": _fixed_size_rows(typed(vectors))}
-    if isinstance(vectors, Tokens):
-        bounds = pa.array(np.asarray(vectors.bounds, dtype=np.int32))
-        return {"vectors": pa.ListArray.from_arrays(bounds, _fixed_size_rows(typed(vectors.vectors)))}
-    bounds = pa.array(vectors.indptr.astype(np.int32))
-    return {
-        "indices": pa.ListArray.from_arrays(bounds, pa.array(vectors.indices.astype(np.int32))),
-        "values": pa.ListArray.from_arrays(bounds, pa.array(typed(vectors.data))),
-    }
-
-
-def _fixed_size_rows(vectors: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).ravel()), vectors.shape[1])
-
-
-def _read_vectors(rows: pa.RecordBatch, width: int) -> Vectors:
-    """The inverse of `_vector_columns`, in float32."""
-    if "vector" in rows.schema.names:
-        return rows["vector"].flatten().to_numpy().astype(np.float32).reshape(-1, width)
-    lists = rows["vectors" if "vectors" in rows.schema.names else "values"]
-    bounds = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))])
-    values = lists.flatten()
-    if "vectors" in rows.schema.names:
-        return Tokens(values.flatten().to_numpy().astype(np.float32).reshape(-1, width), bounds.astype(np.int64))
-    indices = rows["indices"].flatten().to_numpy()
-    return csr_array((values.to_numpy().astype(np.float32), indices, bounds), shape=(len(rows), width))
+                        yield rows[own].to_pylist(), read_vectors(rows, width)
 
 
 def _part(number: int) -> str:

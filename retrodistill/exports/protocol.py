@@ -29,6 +29,7 @@ from retrodistill.runs.run import Run
 _MODULES = {
     "qdrant": "qdrant",
     "pgvector": "pgvector",
+    "lancedb": "lancedb",
     "elasticsearch": "elasticsearch",
     "opensearch": "opensearch",
     "parquet": "parquet",

@@ -28,7 +28,7 @@ def index(cut_up, tiny_static):
     return build_index(cut_up, f"static:{tiny_static}")
 
 
-@pytest.fixture(scope="module", params=["qdrant", "parquet"])
+@pytest.fixture(scope="module", params=["qdrant", "lancedb", "parquet"])
 def store(request, index, tiny_folder, tmp_path_factory):
     """An export, made once: an embedded Qdrant waits for the disk at every passage."""
     place = f"{request.param}:{tmp_path_factory.mktemp('exported') / 'store'}"

@@ -91,7 +91,7 @@ def search_servers():
         yield stack
 
 
-@pytest.fixture(scope="module", params=["qdrant", "parquet", "pgvector", "elasticsearch", "opensearch"])
+@pytest.fixture(scope="module", params=["qdrant", "parquet", "pgvector", "lancedb", "elasticsearch", "opensearch"])
 def store(request, corpus, tmp_path_factory):
     """An index of a store with all fields."""
     records = dense()[0]
@@ -102,6 +102,10 @@ def store(request, corpus, tmp_path_factory):
     if request.param == "pgvector":
         place = f"pgvector:{request.getfixturevalue('postgres')}#filtered"
         export_index(records, place, corpus, {"texts": True, "index": "none"})
+        return load_store(place)
+    if request.param == "lancedb":
+        place = f"lancedb:{tmp_path_factory.mktemp('lancedb')}#filtered"
+        export_index(records, place, corpus, {"texts": True, "batch": 7})
         return load_store(place)
     if request.param == "parquet":
         out = tmp_path_factory.mktemp("parquet") / "out"
