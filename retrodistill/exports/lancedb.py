@@ -49,11 +49,11 @@ _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _LANCE_COLUMNS = {"_rowid", "_rowaddr", "_rowoffset", "_distance", "_score", "_relevance_score"}
 _NEGATIVE = ("!=", "not in")
 _EQUALITY = ("==", "in", "contains", *_NEGATIVE)
-# Of the exponents of a query's largest number, where vectors are compared exactly.
-_EXPONENT = 11
+# A query's largest number is brought to this power of two, far from the largest one of its type.
+_EXPONENTS = {"float32": 60, "float16": 11}
 # How Lance words a file that is absent, cut short, or altered.
 _DAMAGED = re.compile(
-    "not found|whole buffer|magic|too small|corrupt|invalid range|decode|internal error", re.IGNORECASE
+    "not found|whole buffer|magic|too small|sufficient data|corrupt|invalid range|decode|internal error", re.IGNORECASE
 )
 _RUST_FILE = re.compile(r",? /\S+\.rs\S*")
 # Configurations of `lancedb.index`.
@@ -313,9 +313,7 @@ class LanceStore(VectorStore):
 
     def _found(self, query: np.ndarray, k: int, where: str | None) -> list[tuple[str, float]]:
         """Ids and scores for one vector, or for the vectors of tokens."""
-        # LanceDB adds up 1 - (inner product), which loses products that are small beside 1. Codes have a range of their
-        # own, which a scaled query would leave. A power of two changes no digit.
-        scale = 2.0 ** (_EXPONENT - int(np.frexp(np.abs(query).max())[1])) if self._is_exact and query.any() else 1.0
+        scale = self._scale(query)
         with self._errors():
             search = self._table.search((query * scale).astype(np.float32), vector_column_name=self._vectors)
             search = search.distance_type("dot").limit(k).select([self._own_id, "_distance"])
@@ -330,6 +328,12 @@ class LanceStore(VectorStore):
         return sorted(
             zip(rows[self._own_id].to_pylist(), scores.tolist(), strict=True), key=lambda row: (-row[1], row[0])
         )
+
+    def _scale(self, query: np.ndarray) -> float:
+        """What a query is multiplied with: LanceDB's distance is 1 - product, which loses products far below 1."""
+        if not self._is_exact or not query.any():  # codes have a range, which a query must not leave
+            return 1.0
+        return 2.0 ** (_EXPONENTS[self._precision] - int(np.frexp(np.abs(query).max())[1]))
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return _one_line_errors(self.folder, self.name)
@@ -349,8 +353,9 @@ def _check_spec(spec: Records, settings: LanceSettings, name: str) -> None:
         raise UserError(f"a table of LanceDB cannot be called {name!r}; use letters, digits, and . - _.")
     odd = [field for field, _ in spec.field_types if "." in field or "`" in field or field in _LANCE_COLUMNS]
     if odd:
+        own = ", ".join(sorted(_LANCE_COLUMNS))
         raise UserError(
-            f"LanceDB has no columns called {sample_of(odd)} (with . or `, or its own); rename these fields."
+            f"fields {sample_of(odd)}: LanceDB takes no name with . or `, and not {own}; choose others with 'fields'."
         )
     dimension, parts = spec.space.dimension, settings.sub_vectors
     if settings.index.endswith("pq") and parts is not None and dimension % parts:
