@@ -82,7 +82,12 @@ class TestArtifacts:
             load_index(tmp_path / "index", student)
 
     @pytest.mark.parametrize(
-        ("target", "kind"), [("parquet:{}", "Parquet export"), ("qdrant:{}#c", "Qdrant collection")]
+        ("target", "kind"),
+        [
+            ("parquet:{}", "Parquet export"),
+            ("qdrant:{}#c", "Qdrant collection"),
+            ("lancedb:{}#c", "LanceDB table"),
+        ],
     )
     def test_exports(self, target, kind, written_later, tmp_path):
         student = load_student(SAVED / "hybrid")

@@ -115,8 +115,7 @@ class QdrantStore(VectorStore):
     def open(cls, place: str, settings: QdrantSettings | None = None, *, create: bool = False) -> QdrantStore:
         """Open ``FOLDER#NAME`` or ``URL#NAME``; ``#NAME`` may be left out where there is one collection.
 
-        An embedded Qdrant waits for the disk at every document: about 50 a second. A server's key is the environment
-        variable QDRANT_API_KEY, which is not sent unencrypted to another machine.
+        A server's key is the environment variable QDRANT_API_KEY, which is not sent unencrypted to another machine.
 
         Raises:
             UserError: The package, the folder or the collection is missing, the folder holds something else or is in
@@ -200,8 +199,12 @@ class QdrantStore(VectorStore):
         return written
 
     def put(self, points: list[Any]) -> None:
-        """Write points in one request; one that is there is replaced. The client retries transient failures."""
-        self._call("upload_points", self.name, points, batch_size=len(points), wait=True)
+        """Write points in one request; one that is there is replaced. The client retries transient failures.
+
+        In a folder, they are one transaction: all of them are there, or none.
+        """
+        with _one_line_errors(self.place), one_transaction(self.client, self.name):
+            self._call("upload_points", self.name, points, batch_size=len(points), wait=True)
 
     def finish(self) -> dict[str, Any]:
         """As `VectorStore.finish`."""
@@ -289,6 +292,47 @@ class QdrantStore(VectorStore):
 def point_id(document_id: str) -> str:
     """The UUID of a document's point, always the same: Qdrant takes no other strings as ids."""
     return str(uuid.uuid5(_POINTS, document_id))
+
+
+class _Uncommitted:
+    """A connection to SQLite that leaves commits to `one_transaction`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def commit(self) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> _Uncommitted:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Neither commits nor rolls back."""
+
+
+@contextlib.contextmanager
+def one_transaction(client: QdrantClient, name: str) -> Iterator[None]:
+    """Commit what is written to a collection in a folder at the end of the block, not point by point.
+
+    The client has no option for this: it commits each point, which waits for the disk. Where it does not keep points
+    in SQLite as releases 1.19 and 1.20 do, nothing is changed.
+    """
+    collections = getattr(getattr(client, "_client", None), "collections", None)
+    held = collections.get(name) if isinstance(collections, dict) else None
+    persistence = getattr(held, "storage", None)
+    connection = getattr(persistence, "storage", None)
+    if not isinstance(connection, sqlite3.Connection):
+        yield
+        return
+    persistence.storage = _Uncommitted(connection)
+    try:
+        with connection:  # commits, or rolls back after an error
+            yield
+    finally:
+        persistence.storage = connection
 
 
 def batch_size(kind: str, dimension: int) -> int:

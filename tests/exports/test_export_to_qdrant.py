@@ -1,3 +1,4 @@
+import sqlite3
 import sys
 import uuid
 import warnings
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from qdrant_child import killed
 from qdrant_client import QdrantClient, models
+from qdrant_client.local.persistence import CollectionPersistence
 from records_of import IDS, dense, export_qdrant, multi_vector, of_kind, sparse
 
 from retrodistill.core.errors import UserError
@@ -37,6 +39,22 @@ def titled():
 
 def points(client, name="c"):
     return client.scroll(name, limit=1000, with_vectors=True)[0]
+
+
+class SlowConnection:
+    """Not one that the store knows."""
+
+    def __init__(self, connection):
+        self.connection = connection
+
+    def __getattr__(self, name):
+        return getattr(self.connection, name)
+
+    def __enter__(self):
+        return self.connection.__enter__()
+
+    def __exit__(self, *error):
+        return self.connection.__exit__(*error)
 
 
 class TestVectors:
@@ -117,17 +135,58 @@ class TestResuming:
     def test_a_process_that_was_killed(self, tmp_path):
         killed(
             "from qdrant_client.local.persistence import CollectionPersistence\n"
-            "die_after(CollectionPersistence, 'persist', 8)\n"  # in the middle of the third batch
+            "die_after(CollectionPersistence, 'persist', 8)\n"  # in the middle of the third transaction
             "export_qdrant(dense()[0], None, sys.argv[1], QdrantSettings(name='c', batch=3))",
             tmp_path / "qdrant",
         )
-        with pytest.raises(UserError, match=r"holds 8 of 40 documents and is not verified.*run the same export again"):
+        with pytest.raises(UserError, match=r"holds 6 of 40 documents and is not verified.*run the same export again"):
             load_store(f"qdrant:{tmp_path / 'qdrant'}#c")
         report = export_qdrant(dense()[0], None, tmp_path / "qdrant", NAME)
-        assert (report.documents, report.written, report.facts["agreement"]) == (40, 32, 1.0)
+        assert (report.documents, report.written, report.facts["agreement"]) == (40, 34, 1.0)
         again = QdrantClient(path=str(tmp_path / "qdrant"))
         assert sorted(point.payload["document_id"] for point in points(again)) == sorted(IDS)
         again.close()
+
+    def test_a_batch_is_one_commit(self, tmp_path):
+        def commits(name):
+            said = []
+            store = QdrantStore.open(str(tmp_path / name), QdrantSettings(name="c", batch=20), create=True)
+            store.create(dense()[0])
+            connection = store.client._client.collections["c"].storage.storage
+            connection.set_trace_callback(said.append)
+            store.upload(dense()[0].batches(20))
+            assert store.client._client.collections["c"].storage.storage is connection
+            store.close()
+            return said.count("COMMIT")
+
+        assert commits("q") == 2
+
+    def test_a_batch_that_fails_is_not_there(self, tmp_path, monkeypatch):
+        persist, calls = CollectionPersistence.persist, []
+
+        def failing(self, point):
+            calls.append(1)
+            if len(calls) == 25:
+                raise sqlite3.OperationalError("database or disk is full")
+            persist(self, point)
+
+        monkeypatch.setattr(CollectionPersistence, "persist", failing)
+        with pytest.raises(UserError, match=r"cannot write .*run it again to go on"):
+            export_qdrant(dense()[0], None, tmp_path / "q", QdrantSettings(name="c", batch=20))
+        monkeypatch.undo()
+        assert export_qdrant(dense()[0], None, tmp_path / "q", NAME).written == 20
+
+    def test_a_client_that_keeps_its_points_otherwise(self, tmp_path):
+        with module.one_transaction(object(), "c"):
+            pass
+        store = QdrantStore.open(str(tmp_path / "q"), NAME, create=True)
+        store.create(dense()[0])
+        held = store.client._client.collections["c"].storage
+        held.storage, connection = SlowConnection(held.storage), held.storage
+        assert store.upload(dense()[0].batches(20)) == 40
+        assert type(held.storage) is SlowConnection
+        assert connection.execute("SELECT count(*) FROM points").fetchone() == (40,)
+        store.close()
 
     @pytest.mark.parametrize("kind", ["dense", "sparse", "multi-vector"])
     def test_an_error_in_the_middle(self, client, kind, monkeypatch):

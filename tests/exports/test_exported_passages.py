@@ -30,7 +30,7 @@ def index(cut_up, tiny_static):
 
 @pytest.fixture(scope="module", params=["qdrant", "lancedb", "parquet"])
 def store(request, index, tiny_folder, tmp_path_factory):
-    """An export, made once: an embedded Qdrant waits for the disk at every passage."""
+    """An export, made once."""
     place = f"{request.param}:{tmp_path_factory.mktemp('exported') / 'store'}"
     with load_store(export_index(index, place, load_collection(tiny_folder)).address) as opened:
         yield opened

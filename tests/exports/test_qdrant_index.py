@@ -17,7 +17,7 @@ from retrodistill.rankers import Ranker, load_ranker
 
 @pytest.fixture(scope="module")
 def exported(tiny_folder, tiny_static, tmp_path_factory):
-    """An embedded Qdrant of the tiny collection, made once: on a disk, every document waits for it."""
+    """An embedded Qdrant of the tiny collection, made once."""
     place = tmp_path_factory.mktemp("exported")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETRODISTILL_CACHE", str(place / "cache"))

@@ -4,7 +4,7 @@ from retrodistill.exports import export_index
 from retrodistill.indexes import load_index
 
 
-@pytest.fixture(params=["parquet", pytest.param("qdrant", marks=pytest.mark.slow)])
+@pytest.fixture(params=["parquet", "qdrant", "lancedb"])
 def address(request, index_folder, small, tmp_path):
     """An exported index, with texts."""
     return export_index(index_folder, f"{request.param}:{tmp_path / 'store'}", small, {"texts": True}).address
