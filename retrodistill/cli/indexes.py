@@ -135,7 +135,7 @@ def search(  # noqa: PLR0913, PLR0917 - one option each
         str,
         Argument(
             metavar="INDEX",
-            help="An index's folder, or a store: qdrant:..., pgvector:..., elasticsearch:..., opensearch:..., "
+            help="An index's folder, or a store: qdrant:..., pgvector:..., lancedb:..., elasticsearch:..., opensearch:..., "
             "parquet:...",
         ),
     ],
@@ -204,21 +204,21 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     out: Annotated[
         str,
         Option(
-            help="Folder (embedded Qdrant, Parquet, or bulk files for Elasticsearch or OpenSearch), URL of a server, "
+            help="Folder (embedded Qdrant, LanceDB, Parquet, or bulk files for Elasticsearch or OpenSearch), URL of a server, "
             "or PREFIX:PLACE."
         ),
     ],
     option: Annotated[
         list[str] | None, Argument(metavar="KEY=VALUE", help="Any option of the store, e.g. numbers=float16.")
     ] = None,
-    to: Annotated[str, Option(help="qdrant, pgvector, elasticsearch, opensearch, or parquet.")] = "qdrant",
+    to: Annotated[str, Option(help="qdrant, pgvector, lancedb, elasticsearch, opensearch, or parquet.")] = "qdrant",
     collection: Annotated[
         str | None, Option(help="The indexed collection: for titles, texts and fields, and where codes are lossy.")
     ] = None,
     name: Annotated[
         str | None,
         Option(
-            help="Name of the Qdrant collection, the table (pgvector), or the index (Elasticsearch, OpenSearch); the "
+            help="Name of the Qdrant collection, the table (pgvector, LanceDB), or the index (Elasticsearch, OpenSearch); the "
             "collection's by default."
         ),
     ] = None,
@@ -226,12 +226,12 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     quantization: Annotated[str | None, Option(help="Qdrant: scalar, product or binary.")] = None,
     shards: Annotated[int | None, Option(help="Qdrant: shards of the collection in a cluster.", min=1)] = None,
     replicas: Annotated[int | None, Option(help="Qdrant: copies of each shard.", min=1)] = None,
-    batch: Annotated[int | None, Option(help="Qdrant: documents per request.", min=1)] = None,
+    batch: Annotated[int | None, Option(help="Documents per request or transaction.", min=1)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export an index to a vector store, a search engine, or files, and verify it; run it again to continue.
 
-    Stores are Qdrant, PostgreSQL (pgvector), Elasticsearch, OpenSearch, and Parquet files.
+    Stores are Qdrant, PostgreSQL (pgvector), LanceDB, Elasticsearch, OpenSearch, and Parquet files.
     """
     from retrodistill.data import load_collection
     from retrodistill.exports import export_index

@@ -428,7 +428,10 @@ def _one_line_errors(folder: Path, name: str) -> Iterator[None]:
     """Turn what LanceDB raises into one line that says what to do."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:
+    except BaseException as error:
+        # A panic of Rust is not an Exception, and its class has no public name.
+        if not isinstance(error, (OSError, RuntimeError, ValueError)) and type(error).__name__ != "PanicException":
+            raise
         said = _RUST_FILE.sub("", first_line(error))[:200].rstrip(".")
         if isinstance(error, PermissionError) or any(words in str(error) for words in REFUSALS.values()):
             raise UserError(

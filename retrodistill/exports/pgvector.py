@@ -394,7 +394,9 @@ def _check_url(url: str) -> None:
 def _check_spec(spec: Records, settings: PgvectorSettings, name: str) -> None:
     """Refuse, before anything is written, what pgvector cannot hold."""
     if spec.kind == "multi-vector":
-        raise UserError("pgvector has no MaxSim over token vectors; export multi-vector indexes to qdrant or parquet.")
+        raise UserError(
+            "pgvector has no MaxSim over token vectors; export multi-vector indexes to qdrant, lancedb, or parquet."
+        )
     most = _INDEXED[settings.precision]
     if spec.kind == "dense" and settings.index == "hnsw" and spec.space.dimension > most:
         raise UserError(

@@ -322,7 +322,7 @@ def one_transaction(client: QdrantClient, name: str) -> Iterator[None]:
     """
     collections = getattr(getattr(client, "_client", None), "collections", None)
     held = collections.get(name) if isinstance(collections, dict) else None
-    persistence = getattr(held, "storage", None)
+    persistence: Any = getattr(held, "storage", None)
     connection = getattr(persistence, "storage", None)
     if not isinstance(connection, sqlite3.Connection):
         yield

@@ -193,7 +193,7 @@ class TestMistakes:
         status, _, err = call("export", tmp_path, "--to", "qdrnt", "--out", tmp_path / "x")
         assert (status, err) == (
             2,
-            "error: unknown target 'qdrnt'. Did you mean 'qdrant'? Known: elasticsearch, opensearch, parquet, "
+            "error: unknown target 'qdrnt'. Did you mean 'qdrant'? Known: elasticsearch, lancedb, opensearch, parquet, "
             "pgvector, qdrant.\n",
         )
 

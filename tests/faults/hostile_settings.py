@@ -120,8 +120,9 @@ NAMES = (
     "embeddings-api:http://x:99999999/", "embeddings-api:https://user:pass@host/#m", "embeddings-api:tiny",
     "llm:/dev/zero", "rerank-api:small.yaml", "rerank:", "rerank:bm25", "rerank:@bm25", "rerank:bm25@",
     "rerank:bm25@bm25", "rerank:cross-encoder:cross@nowhere", "rerank:cross-encoder:cross@rerank:bm25@bm25",
-    "qdrant:", "qdrant:#", "qdrant:tiny#x", "qdrant:http://#x", "parquet:", "parquet:tiny", "DENSE:model",
-    "dense:model:extra", "dense:model,bm25", "--json", "index-flat", "store", "job", "tiny",
+    "qdrant:", "qdrant:#", "qdrant:tiny#x", "qdrant:http://#x", "lancedb:", "lancedb:tiny#x", "parquet:",
+    "parquet:tiny", "DENSE:model", "dense:model:extra", "dense:model,bm25", "--json", "index-flat", "store", "job",
+    "tiny",
 )  # fmt: skip
 FILTERS = (
     "", " ", "=", "==", "year", "year=", "=7", "year=x", "year>=", "year>>1", "year=1e999", "year=nan",
