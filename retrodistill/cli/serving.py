@@ -16,8 +16,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one option each
         list[str],
         Argument(
             metavar="PLACE",
-            help="The folder of a job, of an index, or of a student, or qdrant:FOLDER_OR_URL#NAME; with --collection "
-            "also what evaluate takes. Several are served side by side.",
+            help="The folder of a job, of an index, or of a student, or a store (qdrant:FOLDER#NAME); with "
+            "--collection also what evaluate takes. Several are served side by side.",
         ),
     ],
     collection: Annotated[

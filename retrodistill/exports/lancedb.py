@@ -66,6 +66,7 @@ _INDEXES = {
     "ivf_hnsw_sq": "HnswSq",
     "ivf_hnsw_pq": "HnswPq",
 }
+_TRAINED = 256  # documents that a product quantizer needs
 _COARSE = ("ivf_pq", "ivf_rq", "ivf_hnsw_pq")  # a few bits per number or less: how much is found depends on the vectors
 
 
@@ -199,6 +200,7 @@ class LanceStore(VectorStore):
             with self._errors():
                 self._table.add(rows)
             written += len(rows)
+        self._held = pa.chunked_array([], pa.string())
         self._tidy()
         return written
 
@@ -357,9 +359,19 @@ def _check_spec(spec: Records, settings: LanceSettings, name: str) -> None:
         raise UserError(
             f"fields {sample_of(odd)}: LanceDB takes no name with . or `, and not {own}; choose others with 'fields'."
         )
-    dimension, parts = spec.space.dimension, settings.sub_vectors
-    if settings.index.endswith("pq") and parts is not None and dimension % parts:
-        raise UserError(f"sub_vectors {parts} does not divide the {dimension} dimensions of these vectors.")
+    if settings.index != "none":
+        _check_index(settings.index, len(spec), spec.space.dimension, settings.sub_vectors)
+
+
+def _check_index(index: str, documents: int, dimension: int, sub_vectors: int | None) -> None:
+    if index.endswith("pq") and documents < _TRAINED:
+        raise UserError(
+            f"index {index!r} is trained on at least {_TRAINED} documents, and there are {documents}; leave it out."
+        )
+    if index.endswith("pq") and sub_vectors is not None and dimension % sub_vectors:
+        raise UserError(f"sub_vectors {sub_vectors} does not divide the {dimension} dimensions of these vectors.")
+    if index == "ivf_rq" and dimension % 8:
+        raise UserError(f"index 'ivf_rq' takes dimensions that 8 divides, and these vectors have {dimension}.")
 
 
 def _with_nulls(rows: pa.Table) -> pa.Table:

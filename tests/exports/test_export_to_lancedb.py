@@ -125,8 +125,13 @@ class TestVectors:
             export(sparse()[0], place)
         with pytest.raises(UserError, match=r"'ivf_pq'.*token vectors"):
             export(multi_vector()[0], place, index="ivf_pq")
+        with pytest.raises(UserError, match="'ivf_pq' is trained on at least 256 documents, and there are 40"):
+            export(dense()[0], place, index="ivf_pq")
+        many = dense(ids=[str(row) for row in range(256)])[0]
         with pytest.raises(UserError, match="sub_vectors 4 does not divide the 6 dimensions"):
-            export(dense()[0], place, index="ivf_pq", sub_vectors=4)
+            export(many, place, index="ivf_pq", sub_vectors=4)
+        with pytest.raises(UserError, match="dimensions that 8 divides, and these vectors have 6"):
+            export(many, place, index="ivf_rq")
         with pytest.raises(UserError, match="cannot be called 'ü'"):
             export(dense()[0], place, name="ü")
         assert list(tmp_path.iterdir()) == []
