@@ -135,8 +135,8 @@ def search(  # noqa: PLR0913, PLR0917 - one option each
         str,
         Argument(
             metavar="INDEX",
-            help="An index's folder, or a store: qdrant:..., pgvector:..., lancedb:..., elasticsearch:..., opensearch:..., "
-            "parquet:...",
+            help="An index's folder, or a store: qdrant:..., pgvector:..., lancedb:..., elasticsearch:..., "
+            "opensearch:..., parquet:...",
         ),
     ],
     query: Annotated[list[str], Argument(help="One or more queries.")],
@@ -204,8 +204,8 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     out: Annotated[
         str,
         Option(
-            help="Folder (embedded Qdrant, LanceDB, Parquet, or bulk files for Elasticsearch or OpenSearch), URL of a server, "
-            "or PREFIX:PLACE."
+            help="Folder (embedded Qdrant, LanceDB, Parquet, or bulk files for Elasticsearch or OpenSearch), URL of a "
+            "server, or PREFIX:PLACE."
         ),
     ],
     option: Annotated[
@@ -218,8 +218,8 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     name: Annotated[
         str | None,
         Option(
-            help="Name of the Qdrant collection, the table (pgvector, LanceDB), or the index (Elasticsearch, OpenSearch); the "
-            "collection's by default."
+            help="Name of the Qdrant collection, the table (pgvector, LanceDB), or the index (Elasticsearch, OpenSearch); "
+            "the collection's by default."
         ),
     ] = None,
     texts: Annotated[bool, Option("--texts", help="Store the documents' texts, too.")] = False,

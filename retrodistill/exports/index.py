@@ -154,7 +154,8 @@ def load_store(address: str, queries: Any = None) -> StoreIndex:
 
     Args:
         address: ``qdrant:FOLDER#NAME``, ``qdrant:http://HOST:6333#NAME``, ``elasticsearch:http://HOST:9200#NAME``,
-            ``lancedb:FOLDER#NAME``, ``parquet:FOLDER``... ``#NAME`` may be left out where there is one collection or index.
+            ``lancedb:FOLDER#NAME``, ``parquet:FOLDER``... ``#NAME`` may be left out where there is one collection,
+            index, or table.
         queries: Name or object of the query encoder; by default the one that the index was exported with.
 
     Raises:

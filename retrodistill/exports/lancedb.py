@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from retrodistill.core.checksums import check_files, file_checksum
 from retrodistill.core.disk import REFUSALS, reason_of
 from retrodistill.core.errors import UserError, first_line, sample_of
 from retrodistill.core.files import check_replaceable
@@ -180,7 +181,9 @@ class LanceStore(VectorStore):
         self._lock.enter_context(exclusive(self.folder / f".{self.name}.lock"))
         exists = self._path.is_dir()
         if exists:
-            check_same(self.manifest(), self._manifest, self.address, "choose another name, or drop that table first")
+            held = self.manifest()
+            check_same(held, self._manifest, self.address, "choose another name, or drop that table first")
+            self._check_data(held)
             self._held = self._read(self._own_id)[self._own_id]
         self._write_manifest(_WRITING)
         if not exists:
@@ -206,7 +209,8 @@ class LanceStore(VectorStore):
 
     def finish(self) -> dict[str, Any]:
         """As `VectorStore.finish`; ``bytes`` are those of the table with its indexes."""
-        self._write_manifest(_COMPLETE)
+        data = (file.relative_to(self.folder).as_posix() for file in (self._path / "data").iterdir())
+        self._write_manifest(_COMPLETE, data_files={name: file_checksum(self.folder / name) for name in sorted(data)})
         return {"bytes": sum(file.stat().st_size for file in self._path.rglob("*") if file.is_file())}
 
     def manifest(self) -> Manifest | None:
@@ -285,8 +289,14 @@ class LanceStore(VectorStore):
         if not any(path for paths in ours for path in paths):
             check_replaceable(self.folder, _TABLES)
 
-    def _write_manifest(self, state: str) -> None:
-        about = {**self._manifest.about, "state": state}
+    def _check_data(self, manifest: Manifest | None) -> None:
+        """Refuse a complete table with a damaged file; those that LanceDB has replaced are no longer there."""
+        checksums = {} if manifest is None else manifest.about.get("data_files", {})
+        left = {name: checksum for name, checksum in checksums.items() if (self.folder / name).is_file()}
+        check_files(self.folder, left, f"delete {self._path.name} and export again")
+
+    def _write_manifest(self, state: str, **about: Any) -> None:
+        about = {**self._manifest.about, "state": state, **about}
         replace(self._manifest, about=about).write(self.folder, f"{self.name}{_MANIFEST}")
 
     def _tidy(self) -> None:

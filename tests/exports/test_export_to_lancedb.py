@@ -2,6 +2,7 @@ import json
 import sys
 import threading
 from dataclasses import replace
+from datetime import timedelta
 
 import lancedb
 import numpy as np
@@ -358,7 +359,23 @@ class TestDamage:
         assert ".rs" not in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_a_manifest_that_is_no_json(self, place, tmp_path):
+    def test_a_flipped_bit_is_noticed_by_the_next_export(self, place, tmp_path):
+        export(dense()[0], place)
+        [file] = (tmp_path / "lance" / "c.lance" / "data").iterdir()
+        content = bytearray(file.read_bytes())
+        content[20] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{file.name}.*altered.*delete c\.lance and export again"):
+            export(dense()[0], place)
+
+    def test_files_that_lancedb_replaced_are_not_missed(self, place):
+        export(dense()[0], place)
+        table(place).delete("document_id = 'd7'")
+        with pytest.warns(UserWarning, match="removes every version"):
+            table(place).optimize(cleanup_older_than=timedelta(0))
+        assert export(dense()[0], place).written == 1
+
+    def test_a_manifest_that_is_not_json(self, place, tmp_path):
         export(dense()[0], place)
         (tmp_path / "lance" / "c.manifest.json").write_text("{")
         with pytest.raises(UserError, match=r"c\.manifest\.json"):

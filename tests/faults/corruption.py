@@ -125,7 +125,8 @@ class Damage:
             file = Path(case.file)
             older = str(file.parent) if file.parts[0] == "cache" else file.parts[0]
             names = {"double": "copy-", "swap": older}.get(case.fault, file.name)
-            if case.job.startswith("export-qdrant") and case.file.startswith(job.writes):  # its files are Qdrant's own
+            own = ("export-qdrant", "export-lancedb")  # files of these libraries
+            if case.job.startswith(own) and case.file.startswith(job.writes):
                 names = job.writes[0]
             return "named" if names in lines[0] else f"{what}: does not name it: {lines[0]}"
         if status != 0:

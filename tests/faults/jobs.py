@@ -30,8 +30,8 @@ from retrodistill.evaluation.results import Results
 from retrodistill.report.page import page_text
 
 # What may differ between two runs: the values of these keys of JSON files, and the seconds that a model card says. A
-# report shows more of the times; it must be the page of the results next to it.
-TIMES = ("created", "seconds", "build_seconds", "checksum")  # the last one is of a whole JSON file, with its times
+# report shows more of the times; it must be the page of the results next to it. LanceDB's files have random names.
+TIMES = ("created", "seconds", "build_seconds", "checksum", "data_files")  # a checksum is of a JSON file with its times
 _SECONDS = re.compile(rb"\b\d+(\.\d+)? (s|min)\b")
 STORES = ("part-*.parquet", "part-*.arrow")
 
@@ -161,6 +161,7 @@ _EXPORTS = {
     "parquet-sparse": "index-sparse --to parquet",
     "qdrant": "index-dense --to qdrant --texts --batch 7",
     "qdrant-sparse": "index-sparse --to qdrant --batch 7",
+    "lancedb": "index-dense --to lancedb --texts --batch 7",
 }
 _RERANKED = "rerank@5:cross-encoder:cross-encoder@bm25"
 _JOBS = [
@@ -350,10 +351,20 @@ def stored_rows(folder: Path) -> dict[str, list[str]]:
 
 
 def written(folder: Path, job: Job) -> dict[str, str | bytes]:
-    """The content of each file that a job wrote, by name."""
+    """The content of each file that a job wrote, and the rows of each table of LanceDB, by name."""
     places = [folder / name for name in job.writes]
     files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): _content(folder, path) for path in files if path.suffix != ".lock"}
+    tables = sorted({parent for path in files for parent in path.parents if parent.suffix == ".lance"})
+    files = [path for path in files if path.suffix != ".lock" and not set(tables) & set(path.parents)]
+    content = {path.relative_to(folder).as_posix(): _content(folder, path) for path in files}
+    return content | {path.relative_to(folder).as_posix(): _rows(path) for path in tables}
+
+
+def _rows(table: Path) -> str:
+    import lancedb
+
+    rows = lancedb.connect(str(table.parent)).open_table(table.stem).to_arrow().sort_by("document_id")
+    return "\n".join(map(repr, rows.to_pylist()))
 
 
 def _content(folder: Path, path: Path) -> str | bytes:

@@ -126,7 +126,7 @@ class TestLimits:
             workshop.resume(job, folder)
             shutil.rmtree(folder)
 
-    @pytest.mark.parametrize("name", ["mine", "run-static", "index-dense", "export-qdrant"])
+    @pytest.mark.parametrize("name", ["mine", "run-static", "index-dense", "export-qdrant", "export-lancedb"])
     def test_of_open_files(self, workshop, tmp_path, name):
         job, folder = JOBS[name], workshop.fill(JOBS[name], tmp_path / "job")
         for more in (1, 3):

@@ -15,6 +15,7 @@ NAMES = [
     "index-muvera",
     "export-parquet",
     "export-qdrant",
+    "export-lancedb",
     "evaluate",
     "generate",
 ]
