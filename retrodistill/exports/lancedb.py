@@ -47,7 +47,10 @@ _TOKENS = 512  # of a long document
 _MOST = 20_000  # documents per batch
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 # Columns that Lance adds to answers, or keeps for itself.
-_LANCE_COLUMNS = {"_rowid", "_rowaddr", "_rowoffset", "_distance", "_score", "_relevance_score"}
+_LANCE_COLUMNS = (
+    *("_distance", "_rowid", "_rowaddr", "_rowoffset"),
+    *("_row_created_at_version", "_row_last_updated_at_version"),
+)
 _NEGATIVE = ("!=", "not in")
 _EQUALITY = ("==", "in", "contains", *_NEGATIVE)
 # A query's largest number is brought to this power of two, far from the largest one of its type.
@@ -365,7 +368,7 @@ def _check_spec(spec: Records, settings: LanceSettings, name: str) -> None:
         raise UserError(f"a table of LanceDB cannot be called {name!r}; use letters, digits, and . - _.")
     odd = [field for field, _ in spec.field_types if "." in field or "`" in field or field in _LANCE_COLUMNS]
     if odd:
-        own = ", ".join(sorted(_LANCE_COLUMNS))
+        own = ", ".join(_LANCE_COLUMNS)
         raise UserError(
             f"fields {sample_of(odd)}: LanceDB takes no name with . or `, and not {own}; choose others with 'fields'."
         )

@@ -156,7 +156,7 @@ class TestPayload:
             for name, value in fields[IDS[7]].items():
                 assert list(index.search_vectors(dense()[1][:1], 3, filter={name: value}).document_ids) == [IDS[7]]
 
-    @pytest.mark.parametrize("field", ["a.b", "a`b", "_distance", "_rowid"])
+    @pytest.mark.parametrize("field", ["a.b", "a`b", "_distance", "_row_created_at_version"])
     def test_names_that_lance_refuses(self, place, tmp_path, field):
         fields = {one: {field: 1} for one in IDS}
         collection = Collection.from_parts("c", dict.fromkeys(IDS, ("", "text")), {}, {}, fields)
