@@ -218,8 +218,8 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     name: Annotated[
         str | None,
         Option(
-            help="Name of the Qdrant collection, the table (pgvector, LanceDB), or the index (Elasticsearch, OpenSearch); "
-            "the collection's by default."
+            help="Name of the Qdrant collection, the table (pgvector, LanceDB), or the index (Elasticsearch, "
+            "OpenSearch); the collection's by default."
         ),
     ] = None,
     texts: Annotated[bool, Option("--texts", help="Store the documents' texts, too.")] = False,

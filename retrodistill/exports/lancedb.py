@@ -357,7 +357,10 @@ class LanceStore(VectorStore):
 def _check_spec(spec: Records, settings: LanceSettings, name: str) -> None:
     """Refuse, before anything is written, what LanceDB cannot hold."""
     if spec.kind == "sparse":
-        raise UserError("LanceDB has no sparse vectors; export sparse indexes to qdrant, pgvector, or parquet.")
+        raise UserError(
+            "LanceDB has no sparse vectors; export sparse indexes to qdrant, pgvector, elasticsearch, opensearch, or "
+            "parquet."
+        )
     if spec.kind == "multi-vector" and settings.index != "none":
         raise UserError(
             f"index {settings.index!r}: LanceDB's indexes of token vectors miss most of the best documents; leave it "

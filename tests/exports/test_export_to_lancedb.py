@@ -122,7 +122,7 @@ class TestVectors:
         assert sorted(passing.document_ids) == ids[-3:]
 
     def test_what_lancedb_cannot_hold_is_refused_before_anything_is_written(self, place, tmp_path):
-        with pytest.raises(UserError, match="sparse indexes to qdrant, pgvector, or parquet"):
+        with pytest.raises(UserError, match="export sparse indexes to qdrant, pgvector"):
             export(sparse()[0], place)
         with pytest.raises(UserError, match=r"'ivf_pq'.*token vectors"):
             export(multi_vector()[0], place, index="ivf_pq")

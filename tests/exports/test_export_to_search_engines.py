@@ -249,7 +249,7 @@ class TestRefusedUpFront:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            (lambda: multi_vector()[0], "MaxSim.*qdrant or parquet"),
+            (lambda: multi_vector()[0], "MaxSim.*qdrant"),
             (lambda: records_of_dense()[0], "3000 bytes.*1 to 512"),
             (lambda: records_of_dense(ids=["a", ""])[0], "0 bytes.*1 to 512"),
             (lambda: replace(dense()[0], space=replace(dense()[0].space, dimension=20_000)), "20,000.*truncate"),

@@ -217,7 +217,8 @@ def _check_spec(dialect: Dialect, spec: Records) -> None:
     """Refuse, before anything is written, what neither of the two holds."""
     if spec.kind == "multi-vector":
         raise UserError(
-            f"{dialect.name} does not search token vectors by MaxSim; export multi-vector indexes to qdrant or parquet."
+            f"{dialect.name} does not search token vectors by MaxSim; export multi-vector indexes to qdrant, lancedb, "
+            "or parquet."
         )
     if spec.kind == "dense" and spec.space.dimension > dialect.dimensions:
         raise UserError(
