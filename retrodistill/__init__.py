@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from retrodistill.data import Collection, load_collection
     from retrodistill.encoders import Encoder, load_encoder
     from retrodistill.indexes import build_index, load_index
+    from retrodistill.publishing import push_to_hub
     from retrodistill.rankers import score
     from retrodistill.recipes import run_recipe
     from retrodistill.runs import Run, fuse, read_run, write_run
@@ -32,6 +33,7 @@ __all__ = [
     "load_encoder",
     "load_index",
     "mine",
+    "push_to_hub",
     "read_run",
     "run_recipe",
     "score",
@@ -45,6 +47,7 @@ _NAMES = {
     "data": ("Collection", "load_collection"),
     "encoders": ("Encoder", "load_encoder"),
     "indexes": ("build_index", "load_index"),
+    "publishing": ("push_to_hub",),
     "rankers": ("score",),
     "recipes": ("run_recipe",),
     "runs": ("Run", "fuse", "read_run", "write_run"),

@@ -135,7 +135,7 @@ def search(  # noqa: PLR0913, PLR0917 - one option each
         str,
         Argument(
             metavar="INDEX",
-            help="An index's folder, or a store: qdrant:..., pgvector:..., lancedb:..., elasticsearch:..., "
+            help="A folder, hf:USER/NAME, or a store: qdrant:..., pgvector:..., lancedb:..., elasticsearch:..., "
             "opensearch:..., parquet:...",
         ),
     ],

@@ -41,7 +41,10 @@ SameIdOption = Annotated[
 def evaluate(  # noqa: PLR0913, PLR0917 - one option each
     system: Annotated[
         list[str],
-        Argument(help="dense:NAME, bm25[:SETTING], run:FILE..., an index folder, or rerank:TEACHER@SOURCE (top 100)."),
+        Argument(
+            help="dense:NAME, bm25[:SETTING], run:FILE..., an index folder or hf:USER/NAME, or rerank:TEACHER@SOURCE "
+            "(top 100)."
+        ),
     ],
     collection: Annotated[
         list[str], Option(help="BEIR folder, beir/NAME, ir_datasets:ID, hf:NAME, or demo; repeatable.")

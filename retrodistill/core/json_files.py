@@ -19,12 +19,15 @@ CHECKSUM = "checksum"  # last key of a JSON object that is written
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON, atomically; an object with a checksum of its content. NaN raises ValueError."""
-    text = json_text(value, indent=2)
-    if isinstance(value, dict):
-        content = {key: part for key, part in json.loads(text).items() if key != CHECKSUM}
-        text = json_text({**content, CHECKSUM: _json_checksum(content)}, indent=2)
+    text = json_object_text(value) if isinstance(value, dict) else json_text(value, indent=2) + "\n"
     with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def json_object_text(value: dict[str, Any]) -> str:
+    """What `write_json` writes of an object."""
+    content = {key: part for key, part in json.loads(json_text(value)).items() if key != CHECKSUM}
+    return json_text({**content, CHECKSUM: _json_checksum(content)}, indent=2) + "\n"
 
 
 def json_text(value: Any, encoding: str = "utf-8", indent: int | None = None) -> str:

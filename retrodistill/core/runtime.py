@@ -153,6 +153,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Whether progress is not shown."""
+    return _quiet
+
+
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
     """No progress bars and log lines inside the block."""

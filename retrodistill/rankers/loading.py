@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.hub import PREFIX
 from retrodistill.core.paths import path_of
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel
@@ -33,8 +34,9 @@ def load_ranker(source: Any, store: Path | None = None, *, needs: Literal["searc
 
     Args:
         source: A model name (``bm25``, ``dense:NAME``, ``cross-encoder:NAME``, ``run:FILE``...), the folder of an
-            index, an exported store (``qdrant:PLACE#NAME``), ``rerank:TEACHER@SOURCE``; or a `Ranker` (an index is
-            one), a `Run`, an encoder, a sentence-transformers model.
+            index, one on the hub (``hf:USER/NAME``), an exported store (``qdrant:PLACE#NAME``),
+            ``rerank:TEACHER@SOURCE``; or a `Ranker` (an index is one), a `Run`, an encoder, a sentence-transformers
+            model.
         store: Folder for its scores or embeddings; the shared cache by default.
         needs: Reject a ranker that cannot search, or cannot score pairs.
 
@@ -59,8 +61,8 @@ def _load(source: Any, store: Path | None, needs: str | None) -> Ranker:
         return _reranker(text, store)
     if is_store(text):
         return open_store(text)
-    if text.partition(":")[0] not in KINDS and path_of(text).is_dir():
-        return _imported(_INDEX)(path_of(text))
+    if text.startswith(PREFIX) or (text.partition(":")[0] not in KINDS and path_of(text).is_dir()):
+        return _imported(_INDEX)(text)
     name = parse_model_name(text)
     if needs == "search":
         check_can_search(name)
@@ -127,7 +129,7 @@ def _reranker(text: str, store: Path | None) -> Reranker:
     depth, rest = parsed.groups() if parsed is not None else (None, "")
     splits = [(rest[: at.start()], rest[at.end() :]) for at in re.finditer("@", rest)]
     # the source begins at the last @ before a kind of model or store: names of models and files may have one too
-    kinds = re.compile(rf"(?:{'|'.join(map(re.escape, [*KINDS, *_imported(_STORES)]))})(?::.+)?")
+    kinds = re.compile(rf"(?:{'|'.join(map(re.escape, [PREFIX.rstrip(':'), *KINDS, *_imported(_STORES)]))})(?::.+)?")
     named = [split for split in splits if split[0] and kinds.fullmatch(split[1])]
     folders = [split for split in splits if all(split) and path_of(split[1]).is_dir()]
     if not named and not folders:

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from retrodistill.core.files import atomic_file
 from retrodistill.core.paths import path_of
+from retrodistill.core.published import without_local_folders
 from retrodistill.data.conversations import SEPARATOR
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.modules import ROUTE, exits_of
@@ -125,6 +126,14 @@ def published(source: str | Path) -> str:
     return f"{prefix}{YOURS}{path.resolve().name}"
 
 
+def dataset_on_hub(source: str) -> str | None:
+    """The name on the Hugging Face hub of what `published` gives; None for a folder, or if it is not there."""
+    prefix, _, name = source.partition("/") if source.startswith(_PUBLIC[0]) else source.partition(":")
+    if prefix == "beir":
+        return f"BeIR/{name}"
+    return name if prefix == "hf" and not name.startswith(YOURS) else None
+
+
 _TAGS = ("retrodistill", "knowledge-distillation", "information-retrieval")
 _MEASURES = {
     "nDCG@10": "ndcg10", "MRR@10": "mrr10", "MAP@1000": "map1000",
@@ -144,7 +153,7 @@ def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results
 def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     """The card: front matter for the Hugging Face hub, then Markdown; `results` have a system of the student's name."""
     kind = get_kind(facts.kind)
-    title = str(_inert(f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"))
+    title = str(inert(f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"))
     front, own_sections = _library_card(model, facts, title)
     # The measured exits, truncations, and own-token queries of the student.
     prefix = f"{facts.name}@"
@@ -171,14 +180,14 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
         rewrites=REWRITES,
         **_measurements(facts, results, variants) if results else {},
     )
-    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    body = without_local_folders(re.sub(r"\n{3,}", "\n\n", body).strip())
     return f"---\n{_front_matter(front, facts, results, title)}---\n\n{body}\n"
 
 
 @cache  # compiling the templates takes longer than filling them in
 def _templates() -> Environment:
     environment = text.environment(escape=True)
-    environment.finalize = _inert
+    environment.finalize = inert
     environment.filters |= {"code": _code, "setting": _setting, "linked": _linked}
     environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
     return environment
@@ -260,7 +269,7 @@ def _front_matter(front: dict[str, Any], facts: Facts, results: Results | None, 
     from huggingface_hub.utils import yaml_dump
 
     student = results and results.system(facts.name)
-    collection, split = (str(_inert(name)) for name in (results.collection, results.split)) if results else ("", "")
+    collection, split = (str(inert(name)) for name in (results.collection, results.split)) if results else ("", "")
     values = {name: getattr(student, field) for name, field in _MEASURES.items()} if student else {}
     measured = [
         EvalResult(
@@ -276,15 +285,18 @@ def _front_matter(front: dict[str, Any], facts: Facts, results: Results | None, 
         for name, value in values.items()
         if results and value is not None
     ]
+    if dataset := dataset_on_hub(facts.source):
+        front = {**front, "datasets": [dataset]}
     if measured:
-        front = {**front, "model-index": eval_results_to_model_index(title, measured)}
+        names = [one.metric_type for one in measured]
+        front = {**front, "metrics": names, "model-index": eval_results_to_model_index(title, measured)}
     return yaml_dump(front, sort_keys=False)
 
 
 # Filters of the template.
 
 
-def _inert(value: Any) -> Any:
+def inert(value: Any) -> Any:
     """A value as Markdown that is only text: no HTML, link, code span, or new line; names come from anywhere.
 
     Quotes are single ones, since values are written between double quotes in examples of code.
@@ -297,7 +309,7 @@ def _inert(value: Any) -> Any:
 
 
 def _code(value: str) -> Markup:
-    return Markup(f"`{_inert(value)}`" if value and value != text.MISSING else text.MISSING)
+    return Markup(f"`{inert(value)}`" if value and value != text.MISSING else text.MISSING)
 
 
 def _setting(value: Any) -> str:

@@ -163,7 +163,7 @@ def _without_folders(part: str) -> str:
     return part.rstrip("/").rsplit("/", 1)[-1] if is_path and part.strip("/.~") else part
 
 
-_FORMATS = ("measure", "percent", "number", "thousands", "milliseconds", "duration", "measure_title", "plain")
+_FORMATS = ("measure", "percent", "number", "thousands", "milliseconds", "duration", "memory", "measure_title", "plain")
 
 
 def environment(escape: bool, package: str = "retrodistill.report") -> Environment:

@@ -30,6 +30,7 @@ from retrodistill.evaluation.systems import PER_QUERY, read_per_query, run_file,
 from retrodistill.indexes import build_index, load_index
 from retrodistill.indexes.base import Index
 from retrodistill.indexes.columns import records_of
+from retrodistill.indexes.hub import is_on_hub
 from retrodistill.rankers.ensemble import Ensemble
 from retrodistill.rankers.loading import is_store, load_ranker
 from retrodistill.rankers.protocol import Ranker
@@ -219,7 +220,7 @@ def open_place(place: str, corpus: Collection | None, queries: Any = None, *, te
         UserError: As `open_places`.
     """
     folder = path_of(place)
-    if is_store(place) or (folder / FILE_NAME).is_file():
+    if is_store(place) or is_on_hub(place) or (folder / FILE_NAME).is_file():
         return _of_index(place, corpus, queries, teacher=teacher)
     if folder.is_dir() and place.partition(":")[0] not in KINDS:
         return _of_student(folder)
@@ -406,7 +407,7 @@ def _of_index(place: str, corpus: Collection | None, queries: Any, *, teacher: b
             both.models = (index, *both.models)  # one index behind both
             systems = {both.name: both, **systems}
     served = Served(name, systems, pair=list(systems))
-    if not is_store(place):
+    if not is_store(place) and not is_on_hub(place):
         folder = path_of(place)
         served.judgments = folder.with_name(f"{folder.resolve().name}.judgments")
     return served if corpus is None else _with_collection(served, index.as_indexed(corpus), index.changes(corpus))

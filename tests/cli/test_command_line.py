@@ -30,6 +30,7 @@ COMMANDS = (
     "check",
     "search",
     "export",
+    "push",
     "evaluate",
     "compare",
     "methods",
