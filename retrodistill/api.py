@@ -38,12 +38,13 @@ from retrodistill.students.registry import AnyStudent
 from retrodistill.training.scoring import check_teacher
 from retrodistill.training.settings import TrainingSettings
 from retrodistill.training.texts import training_queries
+from retrodistill.training.tracking import check_trackers, track
 from retrodistill.training.training_data import TrainingData
 
 __all__ = ["Evaluation", "distill", "evaluate"]
 
 
-def distill(
+def distill(  # noqa: PLR0913 - one option each
     collection: Collection | str,
     target: Any,
     *,
@@ -53,6 +54,7 @@ def distill(
     training: TrainingSettings | Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] = "out/student",
     seed: int = 0,
+    tracking: Sequence[str] = (),
 ) -> AnyStudent:
     """Distill a student; if the call is killed, the same call resumes where it stopped.
 
@@ -87,6 +89,8 @@ def distill(
               sparse students from a bi-encoder, and ``both_encoders`` for the rest.
         out: Folder of the student, an ordinary sentence-transformers folder.
         seed: Seed of all random draws.
+        tracking: Where losses and monitors are logged: ``tensorboard`` (in the folder ``tensorboard`` next to `out`),
+            ``wandb``, ``mlflow``, ``trackio``.
 
     Returns:
         The student, ready for `build_index`; evaluate one that scores pairs as ``rerank:FOLDER@bm25``.
@@ -101,6 +105,7 @@ def distill(
         raise UserError(f"leaks={leaks!r}: give near or exact.")
     settings = validated(StudentSettings, complete_student(student, objectives, given), "distill")
     folder = check_replaceable(out, STUDENT_MANIFEST)
+    check_trackers(tracking)
     corpus, teacher, bm25 = load_collection(collection), load_ranker(target), BM25Ranker(lexical)
     excluded = excluded_queries(corpus, leaks)
     train, warning = training_queries(corpus, queries, excluded)
@@ -117,7 +122,8 @@ def distill(
     data = TrainingData(
         corpus, train, teacher, space, work, seed, excluded=excluded, labels=labels, bm25=bm25.of(corpus).name
     )
-    with exclusive(work / ".lock"):
+    config = {"collection": corpus.name, **settings.model_dump(mode="json"), "seed": seed}
+    with exclusive(work / ".lock"), track(tracking, folder.name, folder.parent, config):
         trained = train_student(folder.name, settings, data, folder)
         if is_main():
             source = None if isinstance(collection, Collection) else collection

@@ -50,6 +50,7 @@ from retrodistill.recipes.student_settings import control_of
 from retrodistill.training.scoring import check_teacher, stage_texts
 from retrodistill.training.settings import StageSettings, TeacherSettings, TextSettings
 from retrodistill.training.texts import TrainingTexts, training_queries, training_texts
+from retrodistill.training.tracking import check_trackers
 from retrodistill.training.training_data import TrainingData
 
 MADE = "made"  # in the place of a path: conversations made from the collection's queries
@@ -138,6 +139,7 @@ class Job:
 
 def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     """Load and check everything that a recipe names; nothing is written, and what does not fit is a `UserError`."""
+    check_trackers(recipe.tracking)
     lexical = BM25Ranker(recipe.bm25 or "")
     require_trusted(recipe.trust_remote_code, f"recipe {recipe.name}")
     queries, rewrites = _queries(recipe)

@@ -107,7 +107,7 @@ def _values(schema: dict[str, Any]) -> str:
 
 def _plural(schema: dict[str, Any]) -> str:
     words = _values(schema)
-    return words if words in ("settings", "text") else f"{words}s"
+    return words if words in ("settings", "text") or "enum" in schema else f"{words}s"
 
 
 def _inside(annotation: Any) -> tuple[type[Settings] | None, Path]:

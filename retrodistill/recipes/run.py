@@ -33,6 +33,7 @@ from retrodistill.recipes.quantized import quantized
 from retrodistill.recipes.reporting import job_results
 from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.students import timed, train_students, work_folder
+from retrodistill.recipes.tracked import track_results, tracked_job
 from retrodistill.report import write_page
 from retrodistill.runs.formats import save_run
 
@@ -64,7 +65,7 @@ def run_recipe(
         gc.collect()  # models that the check made
         release_freed_memory()
         make_folder(job.out)
-        with exclusive(job.out / ".lock"):
+        with exclusive(job.out / ".lock"), tracked_job(job):
             return _run(job, seconds, command, spending)
 
 
@@ -103,10 +104,11 @@ def _run(job: Job, seconds: dict[str, float], command: str, spending: Spending) 
     results = results.model_copy(update={"spending": spending.to_json()})
     write_json(job.out / "results.json", results.to_json())
     write_page(results, job.out / "report.html")
+    track_results(job, results, curves)
     written += [file for file in (job.out / PER_QUERY,) if file.is_file()]
     files = {file.relative_to(job.out).as_posix(): file_checksum(file) for file in written}
     inputs = {"collection": job.collection.fingerprint}
-    Manifest("job", inputs, settings.model_dump(mode="json"), files=files).write(job.out)
+    Manifest("job", inputs, settings.model_dump(mode="json", exclude={"tracking"}), files=files).write(job.out)
     write_cards(job, trained.values(), results)
     remember_measuring(job, time.perf_counter() - started)
     shutil.rmtree(work_folder(job.training_data), ignore_errors=True)

@@ -177,6 +177,11 @@ class Recipe(Settings):
     """Limits on what models behind an API cost."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """How systems are measured."""
+    tracking: list[Annotated[str, OneOf("tracker", "retrodistill.training.tracking:TRACKERS")]] = Field(
+        default_factory=list
+    )
+    """Where losses, monitors, and results are logged: `tensorboard`, `wandb`, `mlflow`, `trackio`; install what you
+    name. What is trained does not depend on it, so that a finished job can be run again with it."""
     trust_remote_code: list[str] = Field(default_factory=list)
     """Models that bring their own code, which the recipe needs. This is a statement: whoever runs the recipe has to
     allow each of them by name, with the option `--trust-remote-code NAME`, in Python, or by an environment variable."""

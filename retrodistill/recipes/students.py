@@ -38,6 +38,7 @@ from retrodistill.students.registry import (
     save_student,
     weights_to_start_from,
 )
+from retrodistill.training.tracking import tracked_run
 from retrodistill.training.trainer import History
 from retrodistill.training.training_data import TrainingData
 
@@ -204,7 +205,8 @@ class _Training:
         part = "lexical half" if stage.train == "lexical" else stage.train.replace("_", " ")
         log(f"{title}: {' + '.join(terms)}, {part}{f', from {stage.start}' if stage.start else ''}")
         checkpoints = work.with_name(f"{work.name}-checkpoints")
-        history = run_stage(model, stage, data, checkpoints, title)
+        with tracked_run(name, self._manifests[name, len(settings.stages)].fingerprint, offset=record["steps"]):
+            history = run_stage(model, stage, data, checkpoints, title)
         record = _extended(record, history)
         if is_main():
             remember_pace(settings, stage, data, history)

@@ -34,6 +34,7 @@ from retrodistill.runs.agreement import labeled_ndcg, rank_agreement
 from retrodistill.runs.run import top_k
 from retrodistill.training.loss import objective_keeper
 from retrodistill.training.settings import TrainingSettings
+from retrodistill.training.tracking import track_values
 
 if TYPE_CHECKING:
     import datasets
@@ -87,7 +88,9 @@ class History:
         """Add what a monitor measures in the main process, unless that has measured the step."""
         is_new = not self.monitors or self.monitors[-1]["step"] < step
         if monitor is not None and is_main() and is_new:
-            self.monitors.append({"step": step, **monitor()})
+            measured = monitor()
+            self.monitors.append({"step": step, **measured})
+            track_values("held_out", measured, step)
 
     def keep(self, checkpoint: Path, *, is_over: bool) -> None:
         """Write the curves to a checkpoint, which is then complete."""
@@ -584,6 +587,7 @@ def _watcher(history: History, monitor: Monitor | None, what: str, clock: _Clock
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if logs and "loss" in logs:
+                track_values("train", logs, state.global_step)
                 history.losses.append({"step": state.global_step, **_losses(logs)})
                 self.bar.set_postfix(loss=f"{float(logs['loss']):.4g}", refresh=False)
 
