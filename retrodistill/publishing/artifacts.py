@@ -22,6 +22,7 @@ from retrodistill.encoders.model_files import check_model_files, leads_out
 from retrodistill.encoders.names import KINDS
 from retrodistill.indexes.base import read_index_manifest
 from retrodistill.indexes.columns import COLUMNS_FILE
+from retrodistill.recipes.loading import load_recipe
 
 CARD = "README.md"
 _RECIPE, _STUDENTS, _INDEXES = "recipe.yaml", "students", "indexes"  # of the folder of a job
@@ -117,15 +118,16 @@ def is_here(name: str, folder: Path) -> bool:
 
 def _of_job(folder: Path, student: str | None) -> Path:
     found = sorted(path.parent.name for path in folder.glob(f"{_STUDENTS}/*/{STUDENT_MANIFEST}"))
-    if student is None and len(found) == 1:
-        student = found[0]
+    own = sorted(set(load_recipe(folder / _RECIPE).students).intersection(found))  # without controls
+    if student is None and len(own) == 1:
+        student = own[0]
     if student in found:
         return folder / _STUDENTS / student
     if student is not None:
         raise unknown("student of this job", student, found)
     if not found:
         raise UserError(f"the job in {folder} has no finished student; for an index, give {folder / _INDEXES}/NAME.")
-    raise UserError(f"the job in {folder} has the students {', '.join(found)}; choose one with student, or --student.")
+    raise UserError(f"the job in {folder} has the students {', '.join(own)}; choose one with student, or --student.")
 
 
 def _student(folder: Path) -> Artifact:

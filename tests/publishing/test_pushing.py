@@ -370,6 +370,16 @@ class TestRefusals:
             rd.push_to_hub(cut, "me/cut", license="mit")
         assert "abcdefghij" not in str(caught.value)
 
+    def test_a_control_is_not_a_choice(self, hub, job, tmp_path):
+        copied = shutil.copytree(job, tmp_path / "job")
+        (copied / "students" / "cut").rename(copied / "students" / "control")
+        content = yaml.safe_load((copied / "recipe.yaml").read_text())
+        del content["students"]["cut"]
+        (copied / "recipe.yaml").write_text(yaml.safe_dump(content))
+        assert (
+            "0_StaticEmbedding/model.safetensors" in rd.push_to_hub(copied, "me/x", license="mit", dry_run=True).files
+        )
+
     def test_the_students_of_a_job(self, hub, job, tmp_path):
         with pytest.raises(UserError, match=r"students cut, small; choose one"):
             rd.push_to_hub(job, "me/x", license="mit")
