@@ -6,9 +6,10 @@ import threading
 import time
 import zlib
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import yaml
+from local_server import LocalServer
 
 KEY = "canary-4711-secret"
 
@@ -42,14 +43,8 @@ class Server:
             def log_message(self, *_):
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
+        self._local = LocalServer(Handler)
+        self.url, self.close = self._local.url, self._local.close
 
     def answer(self, request):
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))

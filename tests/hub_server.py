@@ -4,9 +4,10 @@ import base64
 import contextlib
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote
+
+from local_server import LocalServer
 
 TOKEN = "hf_canary4711secretkeyOfTheStub"
 
@@ -194,10 +195,6 @@ def split(path):
 def serving():
     """A started `HubServer` with its address as `url`."""
     hub = HubServer()
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub})) as server:
-        hub.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield hub
-        finally:
-            server.shutdown()
+    with LocalServer(type("Handler", (_Handler,), {"hub": hub})) as local:
+        hub.url = local.url
+        yield hub

@@ -2,10 +2,10 @@
 
 import contextlib
 import json
-import threading
 import warnings
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
+from local_server import LocalServer
 from qdrant_client import QdrantClient, models
 
 
@@ -98,17 +98,9 @@ def running():
         def log_message(self, *arguments):
             pass
 
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
-    thread.start()
-    server.url = f"http://127.0.0.1:{listening.server_port}"
-    try:
+    with contextlib.closing(server.client), LocalServer(Handler) as local:
+        server.url = local.url
         yield server
-    finally:
-        listening.shutdown()
-        listening.server_close()
-        thread.join()
-        server.client.close()
 
 
 def plain(result):

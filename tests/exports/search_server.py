@@ -9,10 +9,11 @@ import datetime
 import json
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
+from local_server import LocalServer
 
 TYPES = {
     "elasticsearch": {"dense_vector", "sparse_vector"},
@@ -358,14 +359,8 @@ class Server:
             def log_message(self, *_):
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
+        self._local = LocalServer(Handler)
+        self.url, self.close = self._local.url, self._local.close
 
     def place(self, name):
         return f"{self.engine}:{self.url}#{name}"
