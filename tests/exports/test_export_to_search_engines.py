@@ -509,6 +509,16 @@ class TestServers:
             with pytest.raises(UserError, match=r"1 of its shards failed.*it burns"):
                 index.store.best(np.ones((1, 6), np.float32), 3)
 
+    @pytest.mark.parametrize("answer", [{"ok": True}, [1], 7])
+    def test_an_answer_of_something_else(self, server, answer):
+        export(dense()[0], server.place("docs"))
+        with load_store(server.place("docs")) as index:
+            index.store.best(np.ones((1, 6), np.float32), 3)  # it knows the manifest
+            for ask in (index.store.count, lambda: index.store.best(np.ones((1, 6), np.float32), 3)):
+                server.faults = [(200, answer)]
+                with pytest.raises(UserError, match="is this its URL"):
+                    ask()
+
     def test_many_threads_search_at_once(self, server):
         records, vectors = dense()
         export(records, server.place("docs"))

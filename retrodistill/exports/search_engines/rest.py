@@ -160,13 +160,18 @@ class Rest:
 
     def _parsed(self, answer: bytes, *, strict: bool = True) -> Any:
         try:
-            return parse_json(answer)
+            content = parse_json(answer)
+            if not strict:
+                return content
+            if not isinstance(content, dict):
+                raise ValueError("not an object")
+            return _Answer(content, self)
         except ValueError as error:
             text = answer[:_SHOWN].decode("utf-8", errors="replace")
             if not strict:
                 return text
             raise UserError(
-                f"{self.place} does not answer in JSON ({self._one_line(text)}); is this its URL?"
+                f"{self.place} does not answer with a JSON object ({self._one_line(text)}); is this its URL?"
             ) from error
 
     def _unreachable(self, error: requests.RequestException) -> str:
@@ -181,6 +186,17 @@ class Rest:
     def _one_line(self, text: str) -> str:
         encoded = (self._login.header or "").partition(" ")[2]
         return " ".join(without_key(without_key(text, self._login.secret), encoded).split())[:_SHOWN].rstrip(".")
+
+
+class _Answer(dict[str, Any]):
+    """A JSON object in which what is missing is a `UserError`: another program answers in the place of the server."""
+
+    def __init__(self, content: dict[str, Any], rest: Rest) -> None:
+        super().__init__(content)
+        self._place = rest.place
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise UserError(f"{self._place} answers without {name!r}; is it such a server, and is this its URL?")
 
 
 def pause(attempt: int) -> None:
