@@ -4,7 +4,7 @@ from hub_server import TOKEN, serving
 
 @pytest.fixture(scope="session")
 def _server():
-    """One server for all tests: transformers keeps a client with the first address that it sees."""
+    """One server for all tests."""
     with serving() as started:
         yield started
 
@@ -19,6 +19,8 @@ def hub(_server, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", _server.url)
     monkeypatch.setattr(hf_api.api, "endpoint", _server.url)
+    # transformers keeps a client with the first address that it sees, which another test may have made
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
