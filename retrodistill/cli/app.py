@@ -163,9 +163,10 @@ def show_json(value: Any) -> None:
     show(json_text(value, sys.stdout.encoding or "utf-8"))
 
 
-def say_next(*arguments: str | Path) -> None:
-    """Print the command that a user is likely to want next."""
-    log(f"next: {shlex.join(['retrodistill', *map(str, arguments)])}")
+def say_next(*arguments: object, passages: str | None = None) -> None:
+    """Print the command that a user is likely to want next, for the same passages where there are some."""
+    cut = [] if passages is None else ["--passages", passages]
+    log(f"next: {shlex.join(['retrodistill', *map(str, arguments), *cut])}")
 
 
 def duration(seconds: float) -> str:

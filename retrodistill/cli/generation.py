@@ -89,4 +89,5 @@ def generate(  # noqa: PLR0913, PLR0917 - one option each
             return
         queries = generate_queries(corpus, model, out, settings, round_trip=round_trip, depth=depth, store=store)
     log(f"{len(queries)} queries in {out}")
-    say_next("distill", "--collection", collection, "--target", "TEACHER", "--generated", out)
+    following = ["distill", "--collection", collection, "--target", "TEACHER", "--generated", out]
+    say_next(*following, passages=passages)

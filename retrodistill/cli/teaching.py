@@ -54,7 +54,8 @@ def mine(
     write_run(run, out)
     log(f"{len(run)} candidates of {len(run.query_ids)} queries in {out}")
     scored = out.with_stem(f"{out.stem}-scored")
-    say_next("score", "--collection", collection, "--candidates", out, "--teacher", "TEACHER", "--out", scored)
+    following = ["score", "--collection", collection, "--candidates", out, "--teacher", "TEACHER", "--out", scored]
+    say_next(*following, passages=passages)
 
 
 @app.command()
@@ -128,7 +129,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     if chosen is not None:
         log(chosen.summary)
     log(f"{len(scored)} scores in {out}")
-    say_next("distill", "--collection", collection, "--target", f"run:{out}")
+    say_next("distill", "--collection", collection, "--target", f"run:{out}", passages=passages)
 
 
 def _filter_settings(written: str, teachers: list[str], fusion: str, budget: str | None) -> FilterSettings:
@@ -210,10 +211,11 @@ def distill(  # noqa: PLR0913, PLR0917 - one option each
     log(f"{trained} in {out}")
     kind = kind_of(trained.model)
     if not kind.can_search:
-        say_next("evaluate", f"rerank:{out}@bm25", "--collection", collection)
+        say_next("evaluate", f"rerank:{out}@bm25", "--collection", collection, passages=passages)
         return
     named = f"{student.partition(':')[0]}:{out}"
     encoders = ["--documents", document_encoder, "--queries", named]
     if kind.has_own_documents or train == "both_encoders":
         encoders = ["--documents", named]
-    say_next("index", "--collection", collection, *encoders, "--out", out.with_name(f"{out.name}-index"))
+    index = out.with_name(f"{out.name}-index")
+    say_next("index", "--collection", collection, *encoders, "--out", index, passages=passages)

@@ -84,8 +84,7 @@ def _held_out(collection: Collection, split: SplitSettings, train: Texts, test: 
             "hold some out; add queries without judgments, such as a query log, to queries.jsonl."
         )
     chosen = _sample(train)
-    rest = train.select([query for query in train.ids if query not in chosen])
-    rest, _ = without_leaks(rest, ExcludedQueries(chosen, split.leaks))
+    rest, _ = without_leaks(train, ExcludedQueries(chosen, split.leaks))
     known = {name: judged for name, judged in collection.qrels.items() if name != split.test}
     judged = judgments_of(chosen, known.values())
     without_test = collection.queries.select([query for query in collection.queries.ids if query not in test])

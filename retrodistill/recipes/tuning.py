@@ -208,9 +208,11 @@ def tune_recipe(
 class _Study:
     """An Optuna study in a folder."""
 
-    def __init__(self, study: Any, folder: Path, recipe: Recipe, space: Sequence[Dimension], system: str) -> None:
-        self._study, self._folder, self._recipe, self._space, self._system = study, folder, recipe, space, system
-        self._measure = str(study.user_attrs["measure"])
+    def __init__(
+        self, study: Any, folder: Path, recipe: Recipe, space: Sequence[Dimension], system: str, measure: str
+    ) -> None:
+        self._study, self._folder, self._recipe, self._space = study, folder, recipe, space
+        self._system, self._measure = system, measure
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe, space: Sequence[Dimension], system: str, measure: str) -> _Study:
@@ -232,17 +234,17 @@ class _Study:
                 "--out, or give what that one was given."
             )
         study.set_user_attr("content", content)
-        study.set_user_attr("measure", measure)
         study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + len(study.trials))
         own = recipe.model_dump(mode="json")
-        first = {each.key: each.parameter(_value_at(own, each.key)) for each in space}
+        values = {each.key: each.parameter(_value_at(own, each.key)) for each in space}
+        first = {key: value for key, value in values.items() if value is not None}
         again = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
         for trial in again:  # interrupted: what it had done is found in the folder
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             study.enqueue_trial(trial.params or first, skip_if_exists=False)
         if not study.trials:
-            study.enqueue_trial({key: value for key, value in first.items() if value is not None})
-        return cls(study, folder, recipe, space, system)
+            study.enqueue_trial(first)
+        return cls(study, folder, recipe, space, system, measure)
 
     def trials(self) -> list[Trial]:
         """Those that are finished."""

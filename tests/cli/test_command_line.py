@@ -134,6 +134,17 @@ class TestTheWayThrough:
         status, out, _ = call("evaluate", index, *base, "--measure", "ndcg@3")
         assert "nDCG@3" in out
 
+    def test_the_next_command_is_of_the_same_passages(self, call, tiny_folder, tmp_path):
+        set_quiet(False)
+        cut = ["--passages", "4,1"]
+        mined = ["mine", "--collection", tiny_folder, "--source", "bm25", "--depth", 3, "--out", tmp_path / "a.run"]
+        _, _, err = call(*mined, *cut)
+        then = shlex.split(err.rpartition("next: retrodistill ")[2])
+        assert then[-2:] == cut
+        status, _, err = call(*["bm25" if word == "TEACHER" else word for word in then])
+        assert status == 0, err
+        assert shlex.split(err)[-2:] == cut
+
     def test_a_recipe_is_tuned(self, call, quick, tmp_path):
         pytest.importorskip("optuna")
         key = "students.student.stages.0.training.learning_rate"
