@@ -1,4 +1,4 @@
-"""Words of the tiny collection, by topic, and words between them."""
+"""Words of the tiny collection, by topic, words between them, and a few documents in these words."""
 
 TOPICS = {
     "cardio": ["heart", "artery", "blood", "pressure", "vessel", "pulse", "valve", "stroke", "cholesterol", "vein"],
@@ -9,3 +9,10 @@ TOPICS = {
     "ocean": ["wave", "coral", "reef", "whale", "tide", "current", "island", "shore", "shark", "plankton"],
 }
 FILLERS = ["the", "of", "and", "a", "in", "study", "shows", "that", "with", "new", "for", "is", "was", "by"]
+FIVE_DOCUMENTS = {  # title and text by id
+    "a": ("heart", "the heart and the artery of a whale"),
+    "b": ("star", "a star and the moon in orbit"),
+    "c": ("bread", "bread with butter and garlic"),
+    "d": ("moon", "the moon is a planet of gravity"),
+    "e": ("", "violin and piano in an opera"),
+}

@@ -25,14 +25,14 @@ from pydantic import Field
 
 from retrodistill.core.arrays import read_parquet
 from retrodistill.core.checksums import check_files, file_checksum
-from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, check_replaceable
 from retrodistill.core.locks import exclusive
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.paths import path_of
 from retrodistill.data.filters import Filter, mask_of
 from retrodistill.exports.columns import read_vectors, table_of
-from retrodistill.exports.protocol import StoreSettings, VectorStore, check_same
+from retrodistill.exports.protocol import StoreSettings, VectorStore, check_parts, check_same
 from retrodistill.exports.records import Answers, Batch, Records, Vectors, exact_search
 from retrodistill.runs.documents import PASSAGE
 
@@ -91,17 +91,10 @@ class ParquetStore(VectorStore):
         self._lock.enter_context(exclusive(self.folder / ".lock"))
         if (self.folder / FILE_NAME).is_file():
             check_same(self.manifest(), self._manifest, str(self.folder), "choose another folder, or delete it first")
-            self._check_parts(len(spec))
+            parts = (_part(start // self.batch_size) for start in range(0, len(spec), self.batch_size))
+            check_parts(self.folder / _PARTS, "*.parquet", parts)
         else:
             self._write_manifest(state=_WRITING)
-
-    def _check_parts(self, rows: int) -> None:
-        """Refuse files among the parts that would not be written, and which other programs would read."""
-        parts = {_part(start // self.batch_size) for start in range(0, rows, self.batch_size)}
-        if strange := sorted({part.name for part in (self.folder / _PARTS).glob("*.parquet")} - parts):
-            raise UserError(
-                f"{self.folder / _PARTS} holds files that are not of this export ({sample_of(strange)}); remove them."
-            )
 
     def upload(self, batches: Iterable[Batch]) -> int:
         """As `VectorStore.upload`. Parts of an interrupted export are compared with the source, too."""

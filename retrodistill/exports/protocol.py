@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 from pydantic import field_validator
 
-from retrodistill.core.errors import UserError, unknown
+from retrodistill.core.errors import UserError, sample_of, unknown
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.settings import Settings, validated
 from retrodistill.data.fields import schema_of
@@ -162,6 +162,12 @@ def open_store(
     if settings is not None and not isinstance(settings, Settings):
         settings = validated(store.options, dict(settings), f"export to {prefix}", "option")
     return store.open(place, settings, create=create)
+
+
+def check_parts(folder: Path, pattern: str, names: Iterable[str]) -> None:
+    """Refuse files among the parts of an export that are not of it, and which other programs would read."""
+    if strange := sorted({path.name for path in folder.glob(pattern)}.difference(names)):
+        raise UserError(f"{folder} holds files that are not of this export ({sample_of(strange)}); remove them.")
 
 
 def check_same(existing: Manifest | None, wanted: Manifest, place: str, advice: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.files import temporary_folder
 from retrodistill.core.hub import bars_unless_quiet, check_repository, hub_errors, hub_token
+from retrodistill.core.manifest import Manifest
 from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import log
 from retrodistill.encoders.contract import STUDENT_MANIFEST
@@ -177,8 +178,6 @@ def _commit(
 
 def _stale(api: Any, artifact: Artifact, repository: str, present: list[str]) -> list[str]:
     """Files in the repository that its present manifest lists."""
-    from retrodistill.core.manifest import Manifest
-
     if artifact.mark not in present:
         return []
     path = Path(api.hf_hub_download(repository, artifact.mark))

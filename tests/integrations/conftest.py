@@ -1,6 +1,7 @@
 import socket
 
 import pytest
+from topics import FIVE_DOCUMENTS
 
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import Collection
@@ -10,13 +11,6 @@ from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.indexes import build_index
 from retrodistill.students import save_student
 
-DOCUMENTS = {  # words of the tiny model
-    "a": ("heart", "the heart and the artery of a whale"),
-    "b": ("star", "a star and the moon in orbit"),
-    "c": ("bread", "bread with butter and garlic"),
-    "d": ("moon", "the moon is a planet of gravity"),
-    "e": ("", "violin and piano in an opera"),
-}
 FIELDS = {
     "a": {"year": 2019, "lang": "en", "day": "2019-03-01"},
     "b": {"year": 2020, "lang": "de", "day": "2020-03-01"},
@@ -42,7 +36,7 @@ def _no_network(monkeypatch):
 @pytest.fixture(scope="session")
 def small():
     """Five documents with fields."""
-    return Collection.from_parts("small", DOCUMENTS, {}, {}, FIELDS)
+    return Collection.from_parts("small", FIVE_DOCUMENTS, {}, {}, FIELDS)
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,10 @@
 import pytest
 from answers import client_of
+from topics import FIVE_DOCUMENTS
 
 from retrodistill.data import Collection
 from retrodistill.indexes import build_index
 
-ANIMALS = {  # words of the tiny model
-    "a": ("heart", "the heart and the artery of a whale"),
-    "b": ("star", "a star and the moon in orbit"),
-    "c": ("bread", "bread with butter and garlic"),
-    "d": ("moon", "the moon is a planet of gravity"),
-    "e": ("", "violin and piano in an opera"),
-}
 FIELDS = {
     "a": {"year": 2019, "tags": ["x"]},
     "b": {"year": 2020, "tags": ["x", "y"]},
@@ -24,7 +18,7 @@ def small():
     """Five documents with fields, and two judged test queries."""
     queries = {"q1": "star in orbit", "q2": "bread and cheese"}
     qrels = {"test": {"q1": {"b": 1}, "q2": {"c": 1}}}
-    return Collection.from_parts("small", ANIMALS, queries, qrels, FIELDS)
+    return Collection.from_parts("small", FIVE_DOCUMENTS, queries, qrels, FIELDS)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +57,8 @@ def small_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("collections") / "small"
     (folder / "qrels").mkdir(parents=True)
     documents = [
-        {"_id": id_, "title": title, "text": text, **FIELDS.get(id_, {})} for id_, (title, text) in ANIMALS.items()
+        {"_id": id_, "title": title, "text": text, **FIELDS.get(id_, {})}
+        for id_, (title, text) in FIVE_DOCUMENTS.items()
     ]
     queries = [{"_id": "q1", "text": "star in orbit"}, {"_id": "q2", "text": "bread and cheese"}]
     for name, rows in (("corpus", documents), ("queries", queries)):

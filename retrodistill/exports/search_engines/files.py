@@ -16,14 +16,14 @@ from typing import Any
 from urllib.parse import quote
 
 from retrodistill.core.checksums import file_checksum
-from retrodistill.core.errors import UserError, sample_of
+from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_file, check_replaceable
 from retrodistill.core.json_files import json_text
 from retrodistill.core.locks import exclusive
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.paths import path_of
 from retrodistill.data.filters import Filter
-from retrodistill.exports.protocol import VectorStore, check_same
+from retrodistill.exports.protocol import VectorStore, check_parts, check_same
 from retrodistill.exports.records import Answers, Batch, Records, Vectors
 from retrodistill.exports.search_engines.layout import Dialect, Layout, check_name, chunks, default_name
 
@@ -96,10 +96,7 @@ class BulkFiles(VectorStore):
 
     def finish(self) -> dict[str, Any]:
         """As `VectorStore.finish`; ``load`` has the commands that fill an index."""
-        if strange := sorted({path.name for path in self.folder.glob(_PARTS)} - set(self._names)):
-            raise UserError(
-                f"{self.folder} holds files that are not of this export ({sample_of(strange)}); remove them."
-            )
+        check_parts(self.folder, _PARTS, self._names)
         files = [self.folder / name for name in (_INDEX, *self._names)]
         checksums = {file.name: file_checksum(file) for file in files}
         self._write_manifest(state=_COMPLETE, parts=len(self._names), checksums=checksums)
