@@ -31,6 +31,9 @@ def options(
         str | None,
         Option(help="Precision of matrix products, except in training: float32, bfloat16, or auto (the default)."),
     ] = None,
+    runtime: Annotated[
+        str | None, Option(help="What runs models: torch, onnx, or auto (the default): onnx where it was exported.")
+    ] = None,
     store_precision: Annotated[
         str | None, Option(help="Precision of dense vectors in stores: float32 (the default), or float16.")
     ] = None,
@@ -40,7 +43,7 @@ def options(
     max_requests: Annotated[int | None, Option(help="Requests to send to models behind an API.", min=0)] = None,
 ) -> None:
     """Distill strong, slow rankers into small, fast retrievers, and measure on BEIR how much quality is kept."""
-    encoding = _given(batch_size=batch_size, precision=precision, store_precision=store_precision)
+    encoding = _given(batch_size=batch_size, precision=precision, runtime=runtime, store_precision=store_precision)
     spending = _given(max_cost=max_cost, max_requests=max_requests)
     # `run` adds them to its recipe
     context.obj = {f"encoding.{key}": value for key, value in encoding.items()}

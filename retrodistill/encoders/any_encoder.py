@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import read_whole
-from retrodistill.encoders.contract import IN_MEMORY, TextModel
+from retrodistill.core.manifest import Manifest
+from retrodistill.encoders.contract import IN_MEMORY, TextModel, current_encoding
 from retrodistill.encoders.embeddings_api import ApiEncoder
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.loading import load_bi_encoder, load_multi_vector, load_sparse, student_manifest
+from retrodistill.encoders.loading import (
+    load_bi_encoder,
+    load_multi_vector,
+    load_sparse,
+    onnx_export,
+    student_manifest,
+)
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.names import ModelName, parse_model_name, split_exit
+from retrodistill.encoders.onnx_encoders import OnnxEncoder, OnnxModel, OnnxSparseEncoder
+from retrodistill.encoders.onnx_runtime import OnnxExport, is_installed
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vector_files import VectorFile
 
@@ -28,6 +38,13 @@ _LOADERS: dict[str, tuple[Callable[..., TextModel], Callable[..., Any]]] = {
     "static": (Encoder, load_bi_encoder),
     "sparse": (SparseTextEncoder, load_sparse),
     "multi-vector": (MultiVectorModel, load_multi_vector),
+}
+# by the kind in a model's name, the kinds of exports that it may mean
+_EXPORTED_AS = {
+    "dense": ("dense", "static"),
+    "static": ("dense", "static"),
+    "sparse": ("sparse",),
+    "cross-encoder": ("cross-encoder",),
 }
 _PLACES = {"vectors": "PATH", "embeddings-api": "FILE"}
 _CLASSES = {"SentenceTransformer": "dense", "SparseEncoder": "sparse", "MultiVectorEncoder": "multi-vector"}
@@ -71,13 +88,41 @@ def _load_name(name: ModelName) -> TextModel:
 
 def _load_model(name: ModelName) -> TextModel:
     wrapper, load = _LOADERS[name.kind]
-    model = load(name.name, keep_adapters=True)
-    encoder = wrapper(model, str(name), student_manifest(split_exit(name.name)[0]))
+    student = student_manifest(split_exit(name.name)[0])
+    load = partial(load, name.name, keep_adapters=True)
+    export = chosen_export(name)
+    encoder = wrapper(load(), str(name), student) if export is None else of_export(export, str(name), student, load)
     if name.kind == "static" and not encoder.is_static:
         found = type(encoder.model[0]).__name__
         raise UserError(f"model {name.name} is not a token table but {found}; name it 'dense:{name.name}'.")
     encoder.loaded_from = name.anywhere
     return encoder
+
+
+def of_export(export: OnnxExport, name: str, student: Manifest | None, load: Callable[[], Any]) -> OnnxModel:
+    """The encoder of an export; `load` loads its model."""
+    return (OnnxSparseEncoder if export.kind == "sparse" else OnnxEncoder)(export, name, student, load)
+
+
+def chosen_export(name: ModelName) -> OnnxExport | None:
+    """The ONNX export that a model runs from by the current encoding settings; None for torch.
+
+    Raises:
+        UserError: The runtime is ``onnx``, and there is no export or no onnxruntime; or the export is of another model.
+    """
+    encoding = current_encoding()
+    is_wanted = encoding.runtime == "onnx"
+    if not is_wanted and (encoding.runtime == "torch" or encoding.precision != "auto" or not is_installed()):
+        return None
+    export = onnx_export(name.name)
+    if export is not None and export.kind not in _EXPORTED_AS.get(name.kind, ()):
+        export = None
+    if export is None and is_wanted:
+        raise UserError(
+            f"model {name} has no ONNX export; make one with 'retrodistill export {name} --to onnx --out FOLDER', or "
+            "leave runtime out."
+        )
+    return export
 
 
 def _wrap(model: Any, advice: str) -> TextModel:

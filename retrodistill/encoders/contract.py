@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
@@ -38,7 +38,7 @@ Role = Literal["query", "document"]
 Result = TypeVar("Result")
 STUDENT_MANIFEST = "retrodistill.json"
 IN_MEMORY = "in-memory"  # name of a model object that was never saved
-_TOKENS, _TOKENS_ON_GPU = 4096, 65536  # of a forward pass
+TOKENS_PER_PASS, _TOKENS_ON_GPU = 4096, 65536
 _BYTES_PER_TOKEN = 4  # of UTF-8, in English and, with three bytes a character, about in Chinese
 _PROMPTS: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
@@ -52,21 +52,32 @@ class EncodingSettings(Settings):
     """Precision of matrix products; weights, vectors, and scores stay float32. `auto` is `bfloat16` where the device
     has instructions for it (a CPU with AMX or AVX512-BF16, most GPUs) and a short measurement shows that it is faster.
     Stores and manifests keep the two apart. Static models are always float32."""
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
+    """What runs models. `auto` is `onnx`, which is ONNX Runtime on the CPU without torch, for a model with an ONNX
+    export in its folder (`retrodistill export MODEL --to onnx`) where onnxruntime is installed, unless `precision` is
+    set; it is `torch` for all others. `onnx` refuses a model without an export. Training takes `torch`."""
     store_precision: Literal["float32", "float16"] = "float32"
     """Precision of dense vectors in stores. `float16` takes half the disk and changes a number by at most a 2,048th of
     itself; numbers beyond 65,504 are rejected. Token vectors are always float16."""
 
+    @model_validator(mode="after")
+    def _precision_of_runtime(self) -> EncodingSettings:
+        if self.runtime == "onnx" and self.precision == "bfloat16":
+            raise ValueError("runtime: onnx computes in the precision of its files; leave precision out")
+        return self
+
     def on(self, model: Any) -> EncodingSettings:
-        """These settings with the precision that ``auto`` stands for on a model's device.
+        """These settings for a model in torch, with the precision that ``auto`` stands for on its device.
 
         A model whose weights are not float32 was given a precision already, so that ``auto`` adds no other.
         """
         import torch
 
-        if self.precision != "auto":
-            return self
-        is_full = all(parameter.dtype == torch.float32 for parameter in model.parameters())
-        return self.model_copy(update={"precision": fastest_precision(model.device) if is_full else "float32"})
+        precision = self.precision
+        if precision == "auto":
+            is_full = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+            precision = fastest_precision(model.device) if is_full else "float32"
+        return self.model_copy(update={"precision": precision, "runtime": "torch"})
 
     def autocast(self, device: Any) -> contextlib.AbstractContextManager[Any]:
         """A context in which matrix products on a device have this precision, once it is resolved by `on`."""
@@ -103,7 +114,7 @@ def tokens_per_pass(device: Any) -> int:
     """Tokens of a forward pass that use a device well."""
     import torch
 
-    return _TOKENS if torch.device(device).type == "cpu" else _TOKENS_ON_GPU
+    return TOKENS_PER_PASS if torch.device(device).type == "cpu" else _TOKENS_ON_GPU
 
 
 _CURRENT: ContextVar[EncodingSettings] = ContextVar("encoding")

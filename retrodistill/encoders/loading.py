@@ -19,7 +19,7 @@ from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.files import read_whole
 from retrodistill.core.hub import offline_unless_reachable
 from retrodistill.core.json_files import read_json
-from retrodistill.core.manifest import Manifest
+from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.paths import path_of
 from retrodistill.encoders.adapters import (
     ADAPTER,
@@ -36,6 +36,7 @@ from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.model_files import check_model_files
 from retrodistill.encoders.modules import exit_model, keep_first_layers
 from retrodistill.encoders.names import split_exit
+from retrodistill.encoders.onnx_runtime import FOLDER, OnnxExport
 from retrodistill.encoders.remote_code import copied_from, files_of, not_trusted, remember_code, trusted_as
 
 if TYPE_CHECKING:
@@ -254,6 +255,24 @@ def student_manifest(name: str) -> Manifest | None:
     if not folder.is_dir() and name not in _PACKAGED_NAMES:
         folder = _folder_on_hub(name, STUDENT_MANIFEST) or folder
     return Manifest.read(folder, STUDENT_MANIFEST) if (folder / STUDENT_MANIFEST).is_file() else None
+
+
+def onnx_export(name: str) -> OnnxExport | None:
+    """What was exported to ONNX in a model's folder or its repository on the hub; None if nothing was.
+
+    One exit of a model has no export: it is exported as a model of its own.
+    """
+    place = path_of(name)
+    if place.is_dir():
+        return OnnxExport.open(place) if (place / FOLDER / FILE_NAME).is_file() else None
+    if split_exit(name)[1] is not None or name in _PACKAGED_NAMES:
+        return None
+    found = _folder_on_hub(name, f"{FOLDER}/{FILE_NAME}")
+    if found is None:
+        return None
+    for file in Manifest.read(found).files:  # all that the export's manifest lists
+        _folder_on_hub(name, file)
+    return OnnxExport.open(found.parent)
 
 
 def _folder_on_hub(name: str, file: str) -> Path | None:

@@ -17,7 +17,6 @@ from retrodistill.core.faiss import faiss, read_faiss, write_faiss
 from retrodistill.core.runtime import log
 from retrodistill.core.settings import Settings
 from retrodistill.data.collection import Collection
-from retrodistill.data.leaks import excluded_queries
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import DENSE
 from retrodistill.encoders.embeddings import TextVectors, embed
@@ -43,16 +42,14 @@ from retrodistill.indexes.selected import search_among
 from retrodistill.indexes.tuning import TuningResult, choose_factory, exact_labels, tune
 from retrodistill.rankers.protocol import Queries, as_queries, check_k
 from retrodistill.runs.run import ties_among, top_k
-from retrodistill.training.texts import training_queries, training_texts
+from retrodistill.training.texts import tuning_queries
 
 _FAISS_FILE = "index.faiss"
 _UNIT_TOLERANCE = 1e-3  # unit vectors from float16 stores are off by as much
 _LARGEST = 1e15  # its square, summed over a thousand dimensions, is well within float32
 _NEIGHBORS, _RECALL = 10, 0.95  # `auto` tunes for these unless a recall is given
-_TUNING_QUERIES, _FEWEST_QUERIES = 200, 20
 _SAMPLED, _LONGEST_CODE = 64, 1.2  # vectors whose length is checked; codes of unit vectors are hardly longer than 1
 _TIED_DEPTHS = (32, 1024)  # documents beyond k that are searched for those that tie with place k
-_MOST_SENTENCES = 100_000  # that tuning queries are drawn from
 
 
 class FaissSettings(Settings):
@@ -350,20 +347,8 @@ def _build(collection: Collection, documents: Any, queries: Any, settings: Faiss
     index.parameters = parameters
     if not settings.parameters and (settings.recall or parameters):
         recall, k = settings.recall or _RECALL, min(_NEIGHBORS, len(texts))
-        log(str(index.tune(_held_out(collection), recall, k, documents=encoded)))
+        log(str(index.tune(tuning_queries(collection), recall, k, documents=encoded)))
     return index
-
-
-def _held_out(collection: Collection) -> Texts:
-    """Up to 200 queries to tune on: training queries, or sentences of the documents."""
-    excluded = excluded_queries(collection)
-    queries = training_queries(collection, "auto", excluded)[0]
-    if len(queries) < _FEWEST_QUERIES:
-        limit = _MOST_SENTENCES
-        sentences = training_texts(collection, queries, titles=False, sentences=1, limit=limit, excluded=excluded)
-        queries = sentences.texts
-    step = max(1, len(queries) // _TUNING_QUERIES)
-    return queries.select(queries.ids[::step][:_TUNING_QUERIES])
 
 
 def _check_labels(labels: np.ndarray, own: np.ndarray | None) -> None:

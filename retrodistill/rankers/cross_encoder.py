@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,19 @@ from retrodistill.core.stores import slug, text_keys
 from retrodistill.core.turns import in_turn
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
-from retrodistill.encoders.contract import EncodingSettings, current_encoding, encode_with, tokens_per_pass
+from retrodistill.encoders.any_encoder import chosen_export
+from retrodistill.encoders.contract import (
+    TOKENS_PER_PASS,
+    EncodingSettings,
+    current_encoding,
+    encode_with,
+    tokens_per_pass,
+)
 from retrodistill.encoders.embeddings import KeyedStore
 from retrodistill.encoders.loading import load_cross_encoder
 from retrodistill.encoders.modules import configurations, settings_of, tokenizers_digest, weights_digest
 from retrodistill.encoders.names import ModelName
+from retrodistill.encoders.onnx_runtime import OnnxExport
 from retrodistill.rankers.protocol import Ranker, Work, pair_texts
 from retrodistill.runs.run import Run
 
@@ -56,6 +64,7 @@ class CrossEncoderRanker(Ranker):
 
     kind = "cross-encoder"
     can_score_pairs = can_time_pairs = True
+    is_exported = False  # whether it runs in ONNX Runtime
 
     def __init__(
         self, model: CrossEncoder, name: str, root: Path | None = None, loaded_from: ModelName | None = None
@@ -63,13 +72,19 @@ class CrossEncoderRanker(Ranker):
         self.model, self.name, self.root, self.loaded_from = model, name, root, loaded_from
         self.encoding = current_encoding().on(model)
 
+    @property
+    def student_kind(self) -> str:
+        """``cross-encoder``; or ``prett`` or ``tk``, which are saved as cross-encoders and can store documents."""
+        return str(getattr(self.model[0], "kind", "cross-encoder"))
+
     @cached_property
-    def _owner(self) -> Manifest:
+    def owner(self) -> Manifest:
+        """What its scores depend on, which stores of them are for."""
         settings = {
             "max_length": self.model.max_seq_length,
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "activation": "identity",
-            "prompt": self._prompt,
+            "prompt": self.prompt,
             **decisive_settings(self.model),
         }
         if self.encoding.precision != "float32":  # absent for float32, so that keys of older stores stay the same
@@ -77,24 +92,25 @@ class CrossEncoderRanker(Ranker):
         return Manifest("teacher", {"weights": weights_digest(self.model)}, settings, {"name": self.name})
 
     @property
-    def _prompt(self) -> str:
+    def prompt(self) -> str:
+        """The model's own prompt, the prefix of a pair; empty if it has none."""
         return str((self.model.prompts or {}).get(self.model.default_prompt_name or "", ""))
 
     def fingerprint(self, collection: Collection) -> str:
         """Digest of weights, modules, tokenizer, configuration, maximum length, prompt, dtype and activation."""
-        return self._owner.fingerprint
+        return self.owner.fingerprint
 
     def score(self, queries: Texts, collection: Collection, pairs: Run) -> Run:
         """The pairs with logits; pairs in the store are not scored again."""
-        store = ScoreStore(self.name, self._owner, self.root)
+        store = ScoreStore(self.name, self.owner, self.root)
         texts = pair_texts(queries, collection, pairs)
-        store.fill(*texts, self._logits, self._task())
+        store.fill(*texts, self.logits, self._task())
         return pairs.with_scores(store.gather(*texts), self.name)
 
     def remaining(self, queries: Texts, collection: Collection, pairs: Run) -> Work:
         """Pairs that are not in the store."""
-        store = ScoreStore(self.name, self._owner, self.root)
-        items, seconds = store.seconds(*pair_texts(queries, collection, pairs), self._logits, self._task())
+        store = ScoreStore(self.name, self.owner, self.root)
+        items, seconds = store.seconds(*pair_texts(queries, collection, pairs), self.logits, self._task())
         return Work(items, "pairs", seconds)
 
     def pair_fn(self, collection: Collection) -> Callable[[str, np.ndarray], np.ndarray]:
@@ -103,7 +119,7 @@ class CrossEncoderRanker(Ranker):
 
         def score(query: str, rows: np.ndarray) -> np.ndarray:
             texts = documents.select([ids[row] for row in rows]).texts
-            return self._logits([(query, text) for text in texts]) if texts else np.zeros(0, dtype=np.float32)
+            return self.logits([(query, text) for text in texts]) if texts else np.zeros(0, dtype=np.float32)
 
         return score
 
@@ -115,12 +131,13 @@ class CrossEncoderRanker(Ranker):
     def _task(self) -> ScoringTask | None:
         if self.loaded_from is None:
             return None
-        return ScoringTask(self.loaded_from, self.encoding, self._owner.fingerprint)
+        return ScoringTask(self.loaded_from, self.encoding, self.owner.fingerprint)
 
-    def _logits(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    def logits(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """(n,) float32 raw scores of (query, document) pairs."""
         import torch
 
-        device, prompt = self.model.device, self._prompt
+        device, prompt = self.model.device, self.prompt
         bytes_of = [len(prompt.encode()) + len(query.encode()) + len(document.encode()) for query, document in pairs]
         logits = np.empty(len(pairs), dtype=np.float32)
         with in_turn(self.model[0]), self.encoding.autocast(device):
@@ -136,6 +153,57 @@ class CrossEncoderRanker(Ranker):
         return logits
 
 
+class OnnxCrossEncoderRanker(CrossEncoderRanker):
+    """The same in ONNX Runtime; torch and the model are loaded when something else asks for it.
+
+    `load` loads the model.
+    """
+
+    is_exported = True
+    student_kind = "cross-encoder"  # others are not exported
+
+    def __init__(
+        self,
+        export: OnnxExport,
+        name: str,
+        load: Callable[[], CrossEncoder],
+        root: Path | None = None,
+        loaded_from: ModelName | None = None,
+    ) -> None:
+        self.export, self.name, self.root, self.loaded_from, self._load = export, name, root, loaded_from, load
+        self.encoding = current_encoding().model_copy(update={"runtime": "onnx", "precision": "float32"})
+
+    @cached_property
+    def model(self) -> CrossEncoder:  # type: ignore[override]  # an attribute of the base
+        """The sentence-transformers model."""
+        return self._load()
+
+    @cached_property
+    def owner(self) -> Manifest:
+        """As `CrossEncoderRanker.owner`, with the graph."""
+        of_model = Manifest("teacher", **self.export.manifest.about["owner"])
+        return replace(of_model, settings={**of_model.settings, "graph": self.export.checksum})
+
+    @property
+    def prompt(self) -> str:
+        """As `CrossEncoderRanker.prompt`."""
+        return str(self.export.manifest.about["prompt"])
+
+    def logits(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """As `CrossEncoderRanker.logits`."""
+        prompt = self.prompt
+        return self.export.graph.run([(prompt + query, document) for query, document in pairs], TOKENS_PER_PASS)[:, 0]
+
+
+def open_cross_encoder(name: ModelName, root: Path | None = None) -> CrossEncoderRanker:
+    """The ranker of a cross-encoder, in ONNX Runtime by the current encoding settings."""
+    load, of = partial(load_cross_encoder, name.name, keep_adapters=True), name.anywhere
+    export = chosen_export(name)
+    if export is None:
+        return CrossEncoderRanker(load(), str(name), root, of)
+    return OnnxCrossEncoderRanker(export, str(name), load, root, of)
+
+
 @dataclass(frozen=True)
 class ScoringTask:
     """Scores pairs in any process that can load the cross-encoder."""
@@ -147,9 +215,9 @@ class ScoringTask:
     def open(self) -> PairScorer:
         """The scorer; a missing model or another one is a UserError."""
         with encode_with(self.encoding):
-            ranker = CrossEncoderRanker(load_cross_encoder(self.model.name, keep_adapters=True), str(self.model))
-        check_same_model(ranker.name, ranker._owner.fingerprint, self.fingerprint)
-        return ranker._logits
+            ranker = open_cross_encoder(self.model)
+        check_same_model(ranker.name, ranker.owner.fingerprint, self.fingerprint)
+        return ranker.logits
 
 
 class ScoreStore(KeyedStore):

@@ -13,10 +13,10 @@ from retrodistill.core.hub import PREFIX
 from retrodistill.core.paths import path_of
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel
-from retrodistill.encoders.loading import load_cross_encoder, scores_pairs
+from retrodistill.encoders.loading import scores_pairs
 from retrodistill.encoders.names import KINDS, MODEL_KINDS, ModelName, cannot_search, check_can_search, parse_model_name
 from retrodistill.rankers.bi_encoder import DenseRanker, MultiVectorRanker, SparseRanker
-from retrodistill.rankers.cross_encoder import CrossEncoderRanker
+from retrodistill.rankers.cross_encoder import CrossEncoderRanker, open_cross_encoder
 from retrodistill.rankers.protocol import Ranker, cannot_score
 from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.rankers.reranker import DEPTH, Reranker
@@ -91,16 +91,16 @@ def _of_name(name: ModelName, store: Path | None) -> Ranker:
         return _imported(f"{kind.ranker}.of_name")(name, store)
     if not kind.is_cross_encoder:
         return of_encoder(load_encoder(name), store)
-    model = load_cross_encoder(name.name, keep_adapters=True)
-    if not scores_pairs(name.name):
+    ranker = open_cross_encoder(name, store)
+    if not ranker.is_exported and not scores_pairs(name.name):
         raise UserError(
             f"model {name.name} has no head that scores pairs, so its scores would be random; name it "
             f"'dense:{name.name}', or train a cross-encoder from it."
         )
-    own = _kind_of(model)  # students that re-rank are saved as cross-encoders
+    own = ranker.student_kind
     if name.kind not in (own, "cross-encoder"):
         raise UserError(f"model {name.name} is not a {name.kind} student but a {own}; name it '{own}:{name.name}'.")
-    return CrossEncoderRanker(model, str(name), store, loaded_from=name.anywhere)
+    return ranker
 
 
 def _of_object(model: Any, store: Path | None) -> Ranker:
@@ -109,10 +109,6 @@ def _of_object(model: Any, store: Path | None) -> Ranker:
     if type(model).__name__ == "CrossEncoder":
         return CrossEncoderRanker(model, f"cross-encoder:{model.model_card_data.model_id or IN_MEMORY}", store)
     return of_encoder(load_encoder(model), store)
-
-
-def _kind_of(cross_encoder: Any) -> str:
-    return str(getattr(cross_encoder[0], "kind", "cross-encoder"))
 
 
 def _imported(target: str) -> Any:
@@ -141,7 +137,6 @@ def _reranker(text: str, store: Path | None) -> Reranker:
     if path_of(teacher).is_dir():
         teacher = f"cross-encoder:{teacher}"
     finder, judge = load_ranker(source, store, needs="search"), load_ranker(teacher, store, needs="score")
-    model = getattr(judge, "model", None)
-    if model is not None and _kind_of(model) != "cross-encoder":
-        judge = _imported(_STORED_DOCUMENTS)(model, judge.name)
+    if isinstance(judge, CrossEncoderRanker) and judge.student_kind != "cross-encoder":
+        judge = _imported(_STORED_DOCUMENTS)(judge.model, judge.name)
     return Reranker(judge, finder, int(depth or DEPTH), text)

@@ -9,7 +9,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
-from retrodistill.data.leaks import ExcludedQueries, leak_warning, without_leaks
+from retrodistill.data.leaks import ExcludedQueries, excluded_queries, leak_warning, without_leaks
 from retrodistill.data.pseudo_queries import (
     document_texts,
     is_phrase,
@@ -21,6 +21,9 @@ from retrodistill.data.pseudo_queries import (
 )
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.analyzers import stopwords_of
+
+_TUNING_QUERIES, _FEWEST_QUERIES = 200, 20
+_MOST_SENTENCES = 100_000  # that tuning queries are drawn from
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,18 @@ def training_texts(  # noqa: PLR0913 - one option each
     originals = collection.documents.originals[positions]
     sources_of_all = np.concatenate([np.full(len(queries), -1, dtype=np.int64), originals])
     return TrainingTexts(texts, sources_of_all, len(leaks))
+
+
+def tuning_queries(collection: Collection) -> Texts:
+    """Up to 200 queries to tune or check on: training queries, or sentences of the documents; no test queries."""
+    excluded = excluded_queries(collection)
+    queries = training_queries(collection, "auto", excluded)[0]
+    if len(queries) < _FEWEST_QUERIES:
+        queries = training_texts(
+            collection, queries, titles=False, sentences=1, limit=_MOST_SENTENCES, excluded=excluded
+        ).texts
+    step = max(1, len(queries) // _TUNING_QUERIES)
+    return queries.select(queries.ids[::step][:_TUNING_QUERIES])
 
 
 def _within(

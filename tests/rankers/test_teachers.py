@@ -98,7 +98,7 @@ class TestCrossEncoder:
     def test_a_pair_is_scored_once(self, tiny, cross_encoder, candidates, monkeypatch):
         load_ranker(cross_encoder).score(tiny.queries, tiny, candidates)
         teacher = load_ranker(cross_encoder)
-        monkeypatch.setattr(teacher, "_logits", lambda pairs: pytest.fail("scored again"))
+        monkeypatch.setattr(teacher, "logits", lambda pairs: pytest.fail("scored again"))
         assert len(teacher.score(tiny.queries, tiny, candidates.top(3))) == len(candidates.top(3))
 
     @pytest.mark.parametrize("what", ["weights", "length", "prompt"])

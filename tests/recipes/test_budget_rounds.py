@@ -39,13 +39,13 @@ def rounds(dense_content, tiny_cross_encoder):
 @pytest.fixture
 def scored(monkeypatch, tiny):
     """The pairs of texts of training queries that the teacher scores."""
-    logits, pairs, evaluated = CrossEncoderRanker._logits, [], set(tiny.split("test").texts)
+    logits, pairs, evaluated = CrossEncoderRanker.logits, [], set(tiny.split("test").texts)
 
     def listening(self, given):
         pairs.extend(pair for pair in given if pair[0] not in evaluated)
         return logits(self, given)
 
-    monkeypatch.setattr(CrossEncoderRanker, "_logits", listening)
+    monkeypatch.setattr(CrossEncoderRanker, "logits", listening)
     return pairs
 
 
@@ -82,7 +82,7 @@ class TestRounds:
         assert resumed.weights_digest == whole.weights_digest
 
     def test_a_teacher_that_is_killed_while_it_scores_goes_on(self, rounds, scored, tmp_path, monkeypatch):
-        logits, calls = CrossEncoderRanker._logits, []
+        logits, calls = CrossEncoderRanker.logits, []
 
         def stopping(self, given):
             calls.append(len(given))
@@ -90,7 +90,7 @@ class TestRounds:
                 raise KeyboardInterrupt
             return logits(self, given)
 
-        monkeypatch.setattr(CrossEncoderRanker, "_logits", stopping)
+        monkeypatch.setattr(CrossEncoderRanker, "logits", stopping)
         with pytest.raises(KeyboardInterrupt):
             run_recipe(parse_recipe(rounds), tmp_path / "out")
         run_recipe(parse_recipe(rounds), tmp_path / "out")

@@ -1,0 +1,151 @@
+"""How close the results of an int8 graph are to those of the float32 one, on texts that are not test queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from retrodistill.core.errors import UserError
+from retrodistill.data.collection import Collection
+from retrodistill.data.texts import spread
+from retrodistill.encoders.contract import Role
+from retrodistill.encoders.onnx_runtime import OnnxExport
+from retrodistill.rankers.bm25 import BM25Ranker
+from retrodistill.rankers.protocol import pair_texts
+from retrodistill.runs.agreement import overlap
+from retrodistill.runs.run import Run, top_k
+from retrodistill.training.texts import tuning_queries
+
+_ROLES: tuple[Role, Role] = ("query", "document")
+DEPTH = 10  # ranks that are compared
+_DOCUMENTS = 500  # that encoders rank
+_MOST_COMPARED = 100  # documents whose vectors are compared where queries are what is searched with
+_PAIR_QUERIES, _CANDIDATES = 50, 20  # that cross-encoders order: BM25's documents for each query
+_PROBES = 32  # texts of each role, or pairs, that tell how much a single matrix loses
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close an int8 graph is to the float32 one."""
+
+    agreement: float  # mean share of the ten best documents that both have, 0 to 1
+    similarity: float  # mean cosine to the float32 vectors; of a cross-encoder, the correlation of scores
+    kept: int = 0  # matrices that stayed in float32
+    matrices: int = 0  # of the graph, without embeddings
+
+
+class Comparison(Protocol):
+    """Compares graphs of a model with its float32 graph."""
+
+    def similarity(self, export: OnnxExport) -> float:
+        """On a few texts: mean cosine of vectors, or correlation of scores."""
+
+    def fidelity(self, export: OnnxExport) -> Fidelity:
+        """On all texts."""
+
+
+class VectorComparison:
+    """Of an encoder: its queries search documents of the float32 graph.
+
+    Where the graph encodes only documents, the queries are the model's own and search documents of the int8 graph.
+    `running` makes the encoder of a graph.
+    """
+
+    def __init__(self, export: OnnxExport, collection: Collection, running: Callable[[OnnxExport], Any]) -> None:
+        self._running = running
+        self._roles: list[Role] = [role for role in _ROLES if role in export.roles]
+        whole = running(export)
+        texts = {"query": tuning_queries(collection).texts, "document": spread(collection.documents.column, _DOCUMENTS)}
+        self._texts: dict[Role, list[str]] = texts  # type: ignore[assignment]
+        self._whole = {role: whole.encode(own, role) for role, own in self._texts.items()}
+
+    def similarity(self, export: OnnxExport) -> float:
+        """As `Comparison.similarity`."""
+        graph, cosines = self._running(export), []
+        for role in self._roles:
+            rows = _spread_rows(len(self._texts[role]))
+            vectors = graph.encode([self._texts[role][row] for row in rows], role)
+            cosines.append(_cosines(vectors, self._whole[role][rows]).mean())
+        return float(np.mean(cosines))
+
+    def fidelity(self, export: OnnxExport) -> Fidelity:
+        """As `Comparison.fidelity`."""
+        graph = self._running(export)
+        role: Role = "query" if "query" in self._roles else "document"
+        changed = {**self._whole, role: graph.encode(self._texts[role], role)}
+        cosines = [_cosines(changed[role], self._whole[role]).mean()]
+        if role == "query":
+            some = self._texts["document"][:_MOST_COMPARED]
+            cosines.append(_cosines(graph.encode(some, "document"), self._whole["document"][: len(some)]).mean())
+        return Fidelity(_agreement(_products(changed), _products(self._whole)), float(np.mean(cosines)))
+
+
+class PairComparison:
+    """Of a cross-encoder: it orders the documents that BM25 finds. `running` makes the ranker of a graph."""
+
+    def __init__(self, export: OnnxExport, collection: Collection, running: Callable[[OnnxExport], Any]) -> None:
+        self._running = running
+        queries = tuning_queries(collection)
+        queries = queries.select(spread(queries.ids, _PAIR_QUERIES))
+        self._run = BM25Ranker().search(queries, collection, _CANDIDATES)
+        if not len(self._run):
+            raise UserError("BM25 finds nothing for the queries of this collection; int8 is checked on what it finds.")
+        self._pairs = list(zip(*pair_texts(queries, collection, self._run), strict=True))
+        self._whole = running(export).logits(self._pairs)
+
+    def similarity(self, export: OnnxExport) -> float:
+        """As `Comparison.similarity`."""
+        rows = _spread_rows(len(self._pairs))
+        return _correlation(self._running(export).logits([self._pairs[row] for row in rows]), self._whole[rows])
+
+    def fidelity(self, export: OnnxExport) -> Fidelity:
+        """As `Comparison.fidelity`."""
+        scores = self._running(export).logits(self._pairs)
+        runs = self._run.with_scores(scores), self._run.with_scores(self._whole)
+        return Fidelity(_mean_overlap(*runs), _correlation(scores, self._whole))
+
+
+def _spread_rows(count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(_PROBES, count), dtype=np.int64))
+
+
+def _products(vectors: dict[Role, Any]) -> np.ndarray:
+    """(queries, documents) scores."""
+    products = vectors["query"] @ vectors["document"].T
+    return products.toarray() if hasattr(products, "toarray") else np.asarray(products)
+
+
+def _agreement(found: np.ndarray, wanted: np.ndarray) -> float:
+    queries, documents = ([str(number) for number in range(size)] for size in wanted.shape)
+
+    def best(scores: np.ndarray) -> Run:
+        rows = top_k(scores, DEPTH)
+        return Run.from_matrix(queries, documents, rows, np.take_along_axis(scores, rows, axis=1))
+
+    return _mean_overlap(best(found), best(wanted))
+
+
+def _mean_overlap(found: Run, wanted: Run) -> float:
+    return float(np.mean(list(overlap(found, wanted, DEPTH).values())))
+
+
+def _cosines(found: Any, wanted: Any) -> np.ndarray:
+    """(n,) cosines of rows, arrays or CSR; 1 for two rows without entries."""
+    products = (found * wanted).sum(axis=1) if isinstance(found, np.ndarray) else found.multiply(wanted).sum(axis=1)
+    lengths = [
+        np.linalg.norm(rows, axis=1) if isinstance(rows, np.ndarray) else np.sqrt(rows.multiply(rows).sum(axis=1))
+        for rows in (found, wanted)
+    ]
+    scale = np.asarray(lengths[0]).ravel() * np.asarray(lengths[1]).ravel()
+    both_empty = (np.asarray(lengths[0]).ravel() == 0) & (np.asarray(lengths[1]).ravel() == 0)
+    return np.where(both_empty, 1.0, np.asarray(products).ravel() / np.where(scale > 0, scale, 1.0))
+
+
+def _correlation(found: np.ndarray, wanted: np.ndarray) -> float:
+    """0 where one of them is constant."""
+    if min(found.std(), wanted.std()) == 0:
+        return 0.0
+    return float(np.corrcoef(found, wanted)[0, 1])
