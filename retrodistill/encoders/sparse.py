@@ -38,7 +38,6 @@ class SparseTextEncoder(TextModel):
 
     def __init__(self, model: Any, name: str, student: Manifest | None = None) -> None:
         super().__init__(model, name, student)
-        self._tokenizers: dict[Role, Any] = {}
         for role in _ROLES:
             if any(getattr(part, "embedding_dimension", 0) is None for part in self.modules(role)):
                 # a SPLADE pooling learns its width from its first text; until then the model reports its hidden width
@@ -90,6 +89,11 @@ class SparseTextEncoder(TextModel):
         rows = self._run(texts, role, batch_size, convert_to_sparse_tensor=False, save_to_cpu=True)
         vectors = csr_array(np.stack([row.float().numpy() for row in rows]))
         return unit_rows(vectors) if self.similarity == "cosine" else vectors
+
+    @cached_property
+    def _tokenizers(self) -> dict[Role, Any]:
+        """Copies of token weights' tokenizers, made when they are first used."""
+        return {}
 
     @cached_property
     def _vocabularies(self) -> dict[Role, str]:

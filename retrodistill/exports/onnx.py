@@ -96,12 +96,11 @@ def export_onnx(
         UserError: Packages are missing; the model has another kind, an operation that ONNX lacks, or 2 GB and more; the
             graph gives other vectors; or int8 agrees too little. Nothing is written then.
     """
-    given = (
-        settings if isinstance(settings, OnnxSettings) else validated(OnnxSettings, settings or {}, "export", "option")
-    )
+    if not isinstance(settings, OnnxSettings):
+        settings = validated(OnnxSettings, dict(settings or {}), "export to onnx", "option")
     if absent := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"exporting to ONNX {MISSING.format(packages=' and '.join(absent))}")
-    if given.quantize and collection is None:
+    if settings.quantize and collection is None:
         raise UserError("int8 is checked on queries and documents: give a collection of the kind that is searched.")
     target = check_replaceable(folder, _MARK)
     model = _open(source)
@@ -113,11 +112,11 @@ def export_onnx(
         export = _write(model, about, temporary)
         _check(export, model)
         fidelity = None
-        if given.quantize and collection is not None:
+        if settings.quantize and collection is not None:
             compare = PairComparison if model.kind == "cross-encoder" else VectorComparison
             comparison: Comparison = compare(export, collection, lambda graph: _running(graph, model))
-            export, fidelity = _quantized(export, comparison, given, model.name)
-        _seal(export, model, fidelity, given)
+            export, fidelity = _quantized(export, comparison, settings, model.name)
+        _seal(export, model, fidelity, settings)
         graphs = export.manifest.about["graphs"]
         sizes = {name: (temporary / FOLDER / file).stat().st_size / 1e6 for name, file in graphs.items()}
     return OnnxReport(str(target), export.kind, sizes, fidelity)
