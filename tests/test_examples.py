@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import retrodistill as rd
+from retrodistill.core.manifest import Manifest
+from retrodistill.exports.onnx import export_onnx
+from retrodistill.students.registry import save_student
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -39,6 +43,7 @@ class TestExamples:
             "distill_multi_vector",
             "distill_sparse",
             "distill_reranker",
+            "search_without_torch",
         }
 
     @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
@@ -48,7 +53,8 @@ class TestExamples:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 50
         imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-        assert {name.partition(".")[0] for name in imported} <= {"retrodistill", *sys.stdlib_module_names}
+        without = {"faiss", "numpy", "onnxruntime", "tokenizers"} if path.stem == "search_without_torch" else set()
+        assert {name.partition(".")[0] for name in imported} <= {"retrodistill", *without, *sys.stdlib_module_names}
 
     def test_distill_static(self, tiny_folder, model, tmp_path):
         index = load("distill_static").main(str(tiny_folder), model, str(tmp_path))
@@ -83,6 +89,25 @@ class TestExamples:
         means = load("learned_index").main(str(tiny_folder), model, str(tmp_path), "OPQ4,PQ4x4")
         assert set(means) == {"exact", "opq", "learned"}
         assert len(rd.load_index(tmp_path / "index")) == 60
+
+    @pytest.mark.parametrize("kind", ["static", "dense"])
+    def test_search_without_torch(self, kind, tiny, model, tiny_static, tmp_path):
+        student = tmp_path / "student"
+        if kind == "static":
+            save_student(rd.load_encoder(f"static:{tiny_static}").model, Manifest("student"), student)
+        else:
+            export_onnx(model, student)
+        index = rd.build_index(tiny, model if kind == "dense" else f"static:{tiny_static}")
+        index.save(tmp_path / "index")
+        command = [sys.executable, str(EXAMPLES / "search_without_torch.py")]
+        subprocess.run([*command, "prepare", tmp_path / "index"], check=True)
+        done = subprocess.run(
+            [*command, tmp_path / "index", student, "coral reef"], capture_output=True, text=True, check=True
+        )
+        found = ast.literal_eval(done.stdout[: done.stdout.index("}") + 1])
+        wanted = index.search(["coral reef"], k=5).to_dict()["0"]
+        assert list(found) == list(wanted)
+        assert list(found.values()) == pytest.approx(list(wanted.values()), abs=1e-5)
 
     @pytest.mark.parametrize("kind", ["tk", "prett", "cross-encoder"])
     def test_distill_reranker(self, kind, tiny_folder, model, tmp_path):

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -205,7 +206,9 @@ def _session(file: Path) -> Any:
 
 
 def _threads() -> int:
-    """Runs at once: as many as torch would use threads."""
+    """Runs at once: the threads that torch has if it is loaded, or would have."""
+    if "torch" in sys.modules:
+        return int(sys.modules["torch"].get_num_threads())
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit() and int(given):
         return int(given)

@@ -222,17 +222,19 @@ def _tokenizer(encoder: Any) -> Callable[[Sequence[str]], int] | None:
 
 @contextlib.contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
-    """Limit torch and FAISS to a number of threads."""
-    import torch
-
-    before, faiss_before = torch.get_num_threads(), faiss.omp_get_max_threads()
-    torch.set_num_threads(threads)
+    """Limit torch, if it is loaded, and FAISS to a number of threads; ONNX Runtime has one for a query."""
+    torch = sys.modules.get("torch")
+    faiss_before = faiss.omp_get_max_threads()
+    before = None if torch is None else torch.get_num_threads()
     faiss.omp_set_num_threads(threads)
+    if torch is not None:
+        torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
         faiss.omp_set_num_threads(faiss_before)
+        if torch is not None:
+            torch.set_num_threads(before)
 
 
 @cache
@@ -298,8 +300,6 @@ def write_peak() -> None:
     """In the process of `peak_memory`: do the task from stdin, and write the result to stdout as JSON."""
     import resource
 
-    import torch
-
     from retrodistill.core.runtime import set_quiet
     from retrodistill.data import load_collection
     from retrodistill.rankers.loading import load_ranker
@@ -314,6 +314,7 @@ def write_peak() -> None:
             answer(query)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peaks = {"peak_bytes": peak if sys.platform == "darwin" else peak * 1024}  # macOS counts bytes, others kibibytes
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # a model in ONNX Runtime does not need it
+    if torch is not None and torch.cuda.is_available():
         peaks["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
     json.dump(peaks, sys.stdout)
