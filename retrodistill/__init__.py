@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrodistill.api import distill, evaluate
+    from retrodistill.api import distill, evaluate, trim
     from retrodistill.candidates import mine
     from retrodistill.core.errors import UserError
     from retrodistill.data import Collection, load_collection
@@ -37,11 +37,12 @@ __all__ = [
     "read_run",
     "run_recipe",
     "score",
+    "trim",
     "write_run",
 ]
 
 _NAMES = {
-    "api": ("distill", "evaluate"),
+    "api": ("distill", "evaluate", "trim"),
     "candidates": ("mine",),
     "core.errors": ("UserError",),
     "data": ("Collection", "load_collection"),

@@ -1,10 +1,11 @@
-"""Distill and evaluate from Python, in one call each."""
+"""Distill, trim and evaluate from Python, in one call each."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.files import check_replaceable
 from retrodistill.core.json_files import read_json
 from retrodistill.core.locks import exclusive
+from retrodistill.core.manifest import Manifest
 from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import is_main, log
 from retrodistill.core.settings import validated
@@ -19,9 +21,21 @@ from retrodistill.data import Collection, load_collection
 from retrodistill.data.collection import judgments_of
 from retrodistill.data.leaks import LeakRule, excluded_queries
 from retrodistill.data.pseudo_queries import load_generated
+from retrodistill.data.records import text_of
+from retrodistill.data.tables import read_lines, read_objects
+from retrodistill.data.texts import Texts
 from retrodistill.encoders import Encoder, load_encoder
 from retrodistill.encoders.any_encoder import DENSE
-from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.encoders.contract import STUDENT_MANIFEST, searched_space
+from retrodistill.encoders.loading import (
+    load_bi_encoder,
+    load_cross_encoder,
+    load_multi_vector,
+    load_sparse,
+    student_manifest,
+)
+from retrodistill.encoders.modules import weights_digest
+from retrodistill.encoders.names import parse_model_name, split_exit
 from retrodistill.encoders.reading import warn_of_length
 from retrodistill.evaluation import evaluating
 from retrodistill.evaluation.cost import CostConfig
@@ -31,17 +45,25 @@ from retrodistill.rankers import load_ranker
 from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.recipes import StudentSettings
 from retrodistill.recipes.cards import write_student_card
-from retrodistill.recipes.student_settings import complete_student
+from retrodistill.recipes.student_settings import TrimSettings, complete_student
 from retrodistill.recipes.students import train_student
 from retrodistill.report import write_page
-from retrodistill.students.registry import AnyStudent
+from retrodistill.students.registry import AnyStudent, save_student
 from retrodistill.training.scoring import check_teacher
 from retrodistill.training.settings import TrainingSettings
 from retrodistill.training.texts import training_queries
 from retrodistill.training.tracking import check_trackers, track
 from retrodistill.training.training_data import TrainingData
 
-__all__ = ["Evaluation", "distill", "evaluate"]
+_TRIMMED: dict[str, Callable[[str], Any]] = {  # kinds that can be trimmed, and what loads them with merged adapters
+    "static": load_bi_encoder,
+    "dense": load_bi_encoder,
+    "sparse": load_sparse,
+    "multi-vector": load_multi_vector,
+    "cross-encoder": load_cross_encoder,
+}
+
+__all__ = ["Evaluation", "distill", "evaluate", "trim"]
 
 
 def distill(  # noqa: PLR0913 - one option each
@@ -130,6 +152,114 @@ def distill(  # noqa: PLR0913 - one option each
             write_student_card(folder, folder.name, data, encoder=trained.encoder, collection=source)
             shutil.rmtree(work, ignore_errors=True)
     return trained.encoder
+
+
+def trim(  # noqa: PLR0913 - one option each
+    model: str,
+    collection: Collection | str | None = None,
+    *,
+    texts: Sequence[str | os.PathLike[str]] = (),
+    split: str = "auto",
+    min_count: int = 1,
+    dimension: float | None = None,
+    precision: str = "float32",
+    queries_only: bool = False,
+    out: str | os.PathLike[str] = "out/trimmed",
+) -> AnyStudent:
+    """Write a copy of a model that has only the tokens that texts use, and those that any other word needs.
+
+    A text whose tokens are all kept has the vector that it had. A student keeps the document space that its queries
+    search, and indexes of that space accept it. Another model has a space of its own, since it may give other texts
+    other vectors: documents are encoded with it, unless `queries_only` says that it is for queries alone.
+
+    Args:
+        model: ``kind:NAME``: static, dense, sparse, multi-vector, or cross-encoder, with a WordPiece, BPE, or Unigram
+            tokenizer.
+        collection: A collection, or what `load_collection` takes, whose documents and queries are used; or None.
+        texts: Files of queries or other texts: one per line, or JSON lines with ``text``; also with .gz or .zst.
+        split: The queries of the collection: ``auto`` uses train, or else those in no split. Test queries are left out
+            of every split, as in training.
+        min_count: Fewest texts that have a token which is kept for them.
+        dimension: Of a static model: dimensions of its table, or the share of the texts' squared vectors that they
+            keep. A linear map follows, so that vectors stay in their space.
+        precision: Of a static model: that of its table on disk, ``float32``, ``float16``, or ``int8``.
+        queries_only: For a model that encodes documents, too: the trimmed one searches the documents of `model`.
+        out: Folder, an ordinary sentence-transformers folder.
+
+    Returns:
+        The trimmed model, as it is loaded from there.
+
+    Raises:
+        UserError: Something does not fit; nothing is half-written.
+    """
+    from retrodistill.students.trimming import trim_model
+
+    given = {"min_count": min_count, "dimension": dimension, "precision": precision}
+    settings, folder = validated(TrimSettings, given, "trim", "option"), check_replaceable(out, STUDENT_MANIFEST)
+    if collection is None and not texts:
+        raise UserError("trim needs texts whose tokens are kept; give a collection, or files of texts.")
+    if path_of(parse_model_name(model).name).absolute() == folder.absolute():
+        raise UserError(f"{folder} is the folder of {model} itself, which would be lost; choose another.")
+    loaded, manifest = _to_trim(model, settings, queries_only=queries_only)
+    documents = queries = Texts.from_pairs([])
+    if collection is not None:
+        corpus = load_collection(collection)
+        documents, (queries, warning) = corpus.documents, training_queries(corpus, split, excluded_queries(corpus))
+        if warning:
+            log(warning)
+    queries = queries + _texts_of(texts)
+    options = settings.model_dump(include={"min_count", "dimension"})
+    trimmed = trim_model(loaded, documents.column, queries.column, **options, name=f"model {model}")
+    if trimmed.warning:
+        log(f"warning: {trimmed.warning}")
+    inputs = {"untrimmed": weights_digest(loaded), "corpus": documents.fingerprint, "queries": queries.fingerprint}
+    made = replace(
+        manifest,
+        inputs={**manifest.inputs, **inputs},
+        settings={**manifest.settings, "trim": settings.model_dump(mode="json")},
+        about={**manifest.about, "trimmed": trimmed.about},
+    )
+    return save_student(trimmed.model, made, folder, settings.precision)
+
+
+def _to_trim(model: str, settings: TrimSettings, *, queries_only: bool) -> tuple[Any, Manifest]:
+    """A model by its name, and its manifest, with the space that its queries search if it is for them alone."""
+    named = parse_model_name(model)
+    if named.kind not in _TRIMMED:
+        raise UserError(f"trim works for {', '.join(_TRIMMED)}; {model} is of another kind.")
+    if named.kind != "static" and (settings.dimension is not None or settings.precision != "float32"):
+        raise UserError(
+            f"dimension and precision are for the table of a static model; {model} is {named.kind}: leave them out."
+        )
+    if queries_only and named.kind in ("sparse", "cross-encoder"):
+        raise UserError(
+            f"{model} is {named.kind}: trimmed, it cannot search documents of the whole model; encode anew."
+        )
+    manifest = student_manifest(split_exit(named.name)[0]) or Manifest("student", settings={"model": model})
+    if queries_only and "query_space" not in manifest.about:
+        space = searched_space(load_encoder(model))
+        manifest = replace(manifest, about={**manifest.about, **space})
+    loaded = _TRIMMED[named.kind](named.name)
+    if named.kind == "static" and type(loaded[0]).__name__ != "StaticEmbedding":
+        raise UserError(f"model {named.name} is not a token table; name it 'dense:{named.name}'.")
+    return loaded, manifest
+
+
+def _texts_of(files: Sequence[str | os.PathLike[str]]) -> Texts:
+    """The texts of files: one per line, or of JSON lines."""
+    return Texts.from_pairs(
+        (f"{place}:{number}", text) for place, file in enumerate(files) for number, text in _lines_of(path_of(file))
+    )
+
+
+def _lines_of(file: Path) -> Iterator[tuple[int, str]]:
+    if not file.is_file():
+        raise UserError(f"no file {file}; give a file with a text per line.")
+    if ".jsonl" not in file.suffixes:
+        yield from read_lines(file)
+        return
+    for number, record in read_objects(file, '{"text": ...}'):
+        yield number, text_of(record.get("text"), "text", f"{file}, line", number)
 
 
 def evaluate(  # noqa: PLR0913 - one option each

@@ -12,7 +12,7 @@ from pathlib import Path
 
 # isort: off
 # The modules register their commands, in the order in which --help lists them.
-from retrodistill.cli import recipes, generation, teaching, indexes, measuring, publishing, serving, doctor  # noqa: F401
+from retrodistill.cli import recipes, generation, teaching, trimming, indexes, measuring, publishing, serving, doctor  # noqa: F401
 
 # isort: on
 from retrodistill.cli.app import app, printing

@@ -11,6 +11,7 @@ import numpy as np
 
 from retrodistill.data.records import require_utf8
 from retrodistill.encoders.contract import Role, TextModel
+from retrodistill.encoders.modules import is_linear
 from retrodistill.encoders.vectors import normalized
 from retrodistill.encoders.words import WordTable
 
@@ -55,8 +56,10 @@ class Encoder(TextModel):
 
     @property
     def _is_plain_table(self) -> bool:
-        """Whether it only averages rows of a table on the CPU, normalized or not."""
+        """Whether it only averages rows of a table on the CPU, with a linear map or not, normalized or not."""
         first, *others = self.model
+        if self.is_static and others and is_linear(others[0]):
+            others = others[1:]
         is_table = self.is_static and {type(module).__name__ for module in others} <= {"Normalize"}
         return is_table and self.truncation is None and first.embedding.weight.device.type == "cpu"
 
@@ -69,6 +72,7 @@ class Encoder(TextModel):
 
         require_utf8(texts, role)
         prompt, table = self.prompt(role), self.model[0].embedding.weight.detach()
+        mapped = next((module.linear.weight.detach().numpy().T for module in self.model if is_linear(module)), None)
 
         def encode(start: int) -> np.ndarray:
             ids = self._token_ids([prompt + text for text in texts[start : start + _PART]])
@@ -76,13 +80,14 @@ class Encoder(TextModel):
             tokens = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int64, count=lengths.sum())
             firsts = torch.from_numpy(np.cumsum(lengths) - lengths)
             sums = torch.nn.functional.embedding_bag(torch.from_numpy(tokens), table, firsts, mode="sum").numpy()
-            return sums / np.maximum(lengths, 1).astype(np.float32)[:, None]  # mode="mean" takes twice the time
+            means = sums / np.maximum(lengths, 1).astype(np.float32)[:, None]  # mode="mean" takes twice the time
+            return means if mapped is None else means @ mapped
 
         starts = range(0, len(texts), _PART)
         if len(starts) == 1:
             vectors = encode(0)
         else:
-            vectors = np.empty((len(texts), table.shape[1]), dtype=np.float32)
+            vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
             with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # tokenizers work outside Python's lock
                 for start, part in zip(starts, threads.map(encode, starts), strict=True):
                     vectors[start : start + _PART] = part

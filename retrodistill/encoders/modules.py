@@ -110,6 +110,17 @@ def configurations(modules: Iterable[Any]) -> list[dict[str, Any]]:
     return found
 
 
+def is_linear(module: Any) -> bool:
+    """Whether a module maps the vector of a text by a matrix alone."""
+    return (
+        type(module).__name__ == "Dense"
+        and type(module.activation_function).__name__ == "Identity"
+        and module.linear.bias is None
+        and not getattr(module, "use_residual", False)
+        and module.module_input_name == module.module_output_name == "sentence_embedding"
+    )
+
+
 def fast_tokenizer_of(module: Any) -> Tokenizer | None:
     """The tokenizer of a module; None if it has none, or one that is not fast."""
     own = getattr(module, "tokenizer", None)

@@ -38,7 +38,7 @@ from retrodistill.recipes.loading import load_recipe
 from retrodistill.recipes.measuring import index_needs, index_seconds, learning_steps, measuring_seconds, ranking_rows
 from retrodistill.recipes.pace import repeated, stage_pace, start_model
 from retrodistill.recipes.resources import Machine, Needs, Plan, Step, held_memory, joined
-from retrodistill.recipes.stage_teachers import manifest_after_stage, student_manifest
+from retrodistill.recipes.stage_teachers import finished_manifest, manifest_after_stage
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import work_folder
 from retrodistill.recipes.systems import MADE_FROM, planned_variants, students_to_train
@@ -121,7 +121,7 @@ class _Planner:
         indexes: list[tuple[str, StudentSettings]] = []
         for name, student, _ in students_to_train(recipe):
             variants = planned_variants(job, name, student)
-            manifest = student_manifest(student, job.training_data, job.teachers)
+            manifest = finished_manifest(student, job.training_data, job.teachers)
             is_done = manifest.matches(job.out / "students" / name, STUDENT_MANIFEST)
             systems += [(each, student) for each in (name, *variants)]
             if student.kind.can_search and not (recipe.evaluation.exhaustive and student.kind.has_own_documents):

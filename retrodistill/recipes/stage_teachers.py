@@ -135,7 +135,7 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
     inputs |= {name: content for name, content in contents.items() if content is not None}
     # A key that students made before it do not have, so that they stay valid.
     unset = {number: {"start"} for number, stage in enumerate(settings.stages) if stage.start is None}
-    kept = settings.model_dump(mode="json", exclude={"control": True, "stages": unset})
+    kept = settings.model_dump(mode="json", exclude={"control": True, "trim": True, "stages": unset})
     for number, stage in enumerate(settings.stages):
         if stage.texts.generated is not None:  # its content counts, wherever it is
             kept["stages"][number]["texts"]["generated"] = content_digest(stage.texts.generated)
@@ -158,6 +158,14 @@ def _optional_inputs(data: TrainingData) -> dict[str, str]:
     if data.stored is not None:
         inputs["stored"] = hashlib.blake2b(data.stored.tobytes(), digest_size=8).hexdigest()
     return inputs
+
+
+def finished_manifest(settings: StudentSettings, data: TrainingData, teachers: StageTeachers | None = None) -> Manifest:
+    """The manifest of a student's folder: that after its last stage, and how the student was trimmed then."""
+    manifest = manifest_after_stage(settings, data, len(settings.stages), teachers)
+    if settings.trim is None:
+        return manifest
+    return replace(manifest, settings={**manifest.settings, "trim": settings.trim.model_dump(mode="json")})
 
 
 def manifest_after_stage(

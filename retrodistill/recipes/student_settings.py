@@ -89,6 +89,19 @@ def _named_sizes(given: Any) -> Any:
     return {"query": query, "document": document}
 
 
+class TrimSettings(Settings):
+    """What a trained student keeps of its vocabulary and, for a static one, of its table."""
+
+    min_count: int = Field(default=1, ge=1)
+    """Fewest texts that have a token which is kept for them. Texts are the documents and all queries and other texts
+    that a stage trains on. Tokens that other words need, such as single characters, are kept in any case."""
+    dimension: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Dimensions of a static student's table, which a linear map brings back to the width of its vectors: a number, or
+    the share of the texts' squared vectors to keep, such as .98. By default, all."""
+    precision: Literal["float32", "float16", "int8"] = "float32"
+    """Precision of a static student's table on disk. It is float32 in memory."""
+
+
 class StudentSettings(Settings):
     """One student."""
 
@@ -151,6 +164,9 @@ class StudentSettings(Settings):
     encoded without a model. Head of a cross-encoder or prett student that starts from a bi-encoder: `segments`, the
     default, the cosine of the mean token states of query and document plus a learned correction, or `cls`, a random
     linear map of the first token's state. A model that scores pairs keeps its own."""
+    trim: TrimSettings | None = None
+    """Cut the trained student to the tokens that the collection and the training texts use, as `retrodistill trim`
+    does; `{}` for its defaults. Stages train the whole student, and are shared with one that is not trimmed."""
     stages: list[StageSettings] = Field(min_length=1)
     """Training stages, in order."""
     control: Literal["untrained", "fitted", "contrastive", "contrastive-labels"] | ControlSettings | None = "untrained"
@@ -209,6 +225,11 @@ class StudentSettings(Settings):
             raise ValueError(f"{option} is for {having} students; this one is {kind.name}")
         if kind.has_own_documents and self.documents == "frozen":
             raise ValueError(f"a {kind.name} student has no vectors in a dense space; set documents: student")
+        table = self.trim is not None and (self.trim.dimension is not None or self.trim.precision != "float32")
+        if table and kind.name != "static":
+            raise ValueError(
+                f"trim.dimension and trim.precision are for the table of a static student; this one is {kind.name}"
+            )
         kind.check(self)
         for stage in self.stages:
             self._check_stage(stage, kind)
@@ -364,6 +385,10 @@ def _starting_students(name: str, stage: StageSettings, students: Mapping[str, S
     for each in (name, state[0]):
         if (kind := students[each].kind).transformer is None:
             raise ValueError(f"{name}: start {stage.start!r}: {each} is a {kind.name} student, without a transformer")
+    if students[state[0]].trim is not None and state[1] == len(students[state[0]].stages):
+        raise ValueError(
+            f"{name}: start {stage.start!r}: {state[0]} is trimmed after its last stage; name an earlier one"
+        )
     return [state]
 
 

@@ -9,22 +9,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import atomic_folder, check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import barrier, is_main, log, release_freed_memory
+from retrodistill.data.pseudo_queries import load_generated
 from retrodistill.encoders.contract import STUDENT_MANIFEST, searched_space
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.modules import save_pretrained
 from retrodistill.encoders.remote_code import code_of
 from retrodistill.evaluation.results import Role
 from retrodistill.recipes.pace import remember_pace
-from retrodistill.recipes.stage_teachers import StageTeachers, manifest_after_stage, space_of
+from retrodistill.recipes.stage_teachers import StageTeachers, finished_manifest, manifest_after_stage, space_of
 from retrodistill.recipes.student_settings import (
     StudentSettings,
     StudentState,
+    TrimSettings,
     prerequisites,
     student_state,
     training_order,
@@ -41,6 +43,9 @@ from retrodistill.students.registry import (
 from retrodistill.training.tracking import tracked_run
 from retrodistill.training.trainer import History
 from retrodistill.training.training_data import TrainingData
+
+if TYPE_CHECKING:
+    from retrodistill.students.small_tables import TablePrecision
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ class _Training:
             for name, settings in students.items()
             for done in range(len(settings.stages) + 1)
         }
+        self._finished = {name: finished_manifest(settings, data, teachers) for name, settings in students.items()}
         self._models: dict[str, tuple[int, Any, dict[str, Any]]] = {}  # of students between two of their stages
 
     def pending(self) -> list[StudentState]:
@@ -164,13 +170,14 @@ class _Training:
         """Whether the student can be loaded in this state: it is kept, or finished."""
         name, done = state
         is_last = done == len(self._students[name].stages)
-        is_finished = is_last and self._manifests[state].matches(self._folders[name], STUDENT_MANIFEST)
+        is_finished = is_last and self._finished[name].matches(self._folders[name], STUDENT_MANIFEST)
         return is_finished or self._is_kept(name, done)
 
     def student_after(self, name: str, done: int) -> AnyStudent:
         """A student after its first stages, from its folder or its kept stage; before the first it is built again."""
         folder = self._folders[name]
-        if not self._manifests[name, done].matches(folder, STUDENT_MANIFEST):
+        manifest = self._finished[name] if done == len(self._students[name].stages) else self._manifests[name, done]
+        if not manifest.matches(folder, STUDENT_MANIFEST):
             if not done:
                 return as_student(build_student(self._students[name], self._data))
             folder = self._work(name, done)
@@ -205,7 +212,7 @@ class _Training:
         part = "lexical half" if stage.train == "lexical" else stage.train.replace("_", " ")
         log(f"{title}: {' + '.join(terms)}, {part}{f', from {stage.start}' if stage.start else ''}")
         checkpoints = work.with_name(f"{work.name}-checkpoints")
-        with tracked_run(name, self._manifests[name, len(settings.stages)].fingerprint, offset=record["steps"]):
+        with tracked_run(name, self._finished[name].fingerprint, offset=record["steps"]):
             history = run_stage(model, stage, data, checkpoints, title)
         record = _extended(record, history)
         if is_main():
@@ -219,7 +226,11 @@ class _Training:
         return model, record
 
     def _save(self, name: str, model: Any, record: dict[str, Any]) -> None:
-        settings, kind = self._students[name], kind_of(model)
+        settings = self._students[name]
+        precision: TablePrecision = "float32"
+        if settings.trim is not None:
+            model, precision, record = _trimmed(name, model, settings, self._data, record)
+        kind = kind_of(model)
         if settings.documents == "frozen":
             # A student that encodes its own documents searches its own space, which is known only once it is saved.
             record |= searched_space(space_of(self._data))
@@ -228,13 +239,12 @@ class _Training:
         described, notes = kind.describe(as_student(model), self._data)
         if described:
             record = {**record, **described, "notes": [*record.get("notes", []), *notes]}
-        manifest = replace(self._manifests[name, len(settings.stages)], about=record)
-        saved = save_student(model, manifest, self._folders[name])
+        saved = save_student(model, replace(self._finished[name], about=record), self._folders[name], precision)
         if kind.is_dense:  # a hybrid's document vectors come from its stored dense halves
             kind.store_documents(saved, self._data.collection.documents.column)
 
     def _is_finished(self, name: str) -> bool:
-        manifest = self._manifests[name, len(self._students[name].stages)]
+        manifest = self._finished[name]
         folder = check_replaceable(self._folders[name], STUDENT_MANIFEST)
         if manifest.matches(folder, STUDENT_MANIFEST):
             return True
@@ -260,6 +270,22 @@ def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
 def work_folder(data: TrainingData) -> Path:
     """The folder of a job's kept stages and checkpoints, until all students are done."""
     return data.folder / ".training"
+
+
+def _trimmed(
+    name: str, model: Any, settings: StudentSettings, data: TrainingData, record: dict[str, Any]
+) -> tuple[Any, TablePrecision, dict[str, Any]]:
+    """A trained student cut as its settings say, the precision of its table on disk, and the record of both."""
+    from retrodistill.students.trimming import trim_model
+
+    trim = settings.trim or TrimSettings()
+    queries = data.queries if data.parallel is None else data.queries + data.parallel.texts
+    for file in dict.fromkeys(stage.texts.generated for stage in settings.stages):
+        queries = queries if file is None else queries + load_generated(file, data.collection)
+    options = trim.model_dump(include={"min_count", "dimension"})
+    trimmed = trim_model(model, data.collection.documents.column, queries.column, **options, name=name)
+    log(f"{name}: trimmed to {trimmed.tokens} of {trimmed.before} tokens")
+    return trimmed.model, trim.precision, {**record, "trimmed": trimmed.about}
 
 
 def _extended(record: dict[str, Any], history: History) -> dict[str, Any]:

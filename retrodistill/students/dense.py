@@ -293,7 +293,7 @@ KIND = Kind(
     ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     parts=("query_encoder", "both_encoders"),
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 4, "learning_rate": 5e-5, "batch_size": 32}),
-    options=frozenset({"initialize", "dimension", "lexical_dim", "exits", "project_exits"}),
+    options=frozenset({"initialize", "dimension", "lexical_dim", "exits", "project_exits", "trim"}),
     check=_check,
     index="faiss",
     has_own_documents=False,

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # the module of a kind imports this one
     from torch import Tensor, nn
 
     from retrodistill.students.cross_encoder import CrossEncoderStudent
+    from retrodistill.students.small_tables import TablePrecision
 
 AnyStudent: TypeAlias = "Encoder | SparseTextEncoder | MultiVectorModel | CrossEncoderStudent"
 Part = Literal["query_encoder", "both_encoders", "lexical", "head"]
@@ -201,16 +202,23 @@ def _check_stage(kind: Kind, student: Any, stage: StageSettings) -> None:
         check_dimensions(stage.matryoshka, student.dimension)
 
 
-def save_student(model: Any, manifest: Manifest, folder: str | os.PathLike[str]) -> AnyStudent:
+def save_student(
+    model: Any, manifest: Manifest, folder: str | os.PathLike[str], precision: TablePrecision = "float32"
+) -> AnyStudent:
     """Save a student, whole or not at all, and load it back as the encoder that users will load.
 
     The folder is an ordinary sentence-transformers folder, with names that versions 3 to 5 read, too, and a manifest,
-    whose ``about.query_space`` names the document space that its queries search. One that is not writable or holds
+    whose ``about.query_space`` names the document space that its queries search. The token table of a static student
+    is stored in a `precision`, and is float32 again when it is loaded. A folder that is not writable or holds
     something else, and a full disk, are a UserError.
     """
     with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, quiet_libraries():
         save_pretrained(model, temporary)
         write_classic_names(temporary)
+        if precision != "float32":
+            from retrodistill.students.small_tables import store_rows
+
+            store_rows(temporary, precision)
         manifest.with_files(temporary).write(temporary, STUDENT_MANIFEST)
     return load_student(folder)
 

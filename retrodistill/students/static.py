@@ -343,6 +343,6 @@ KIND = replace(
     load=lambda folder: load_encoder(f"static:{folder}"),
     owns=lambda model: type(model[0]).__name__ == "StaticEmbedding",
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 12, "learning_rate": 1e-3, "batch_size": 64}),
-    options=frozenset({"initialize", "tokenizer", "dimension", "words"}),
+    options=frozenset({"initialize", "tokenizer", "dimension", "words", "trim"}),
     check=_check,
 )
