@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from retrodistill.cli.app import app, with_trust
+from retrodistill.cli.app import app, say_next, with_trust
 from retrodistill.core.runtime import log
 
 
@@ -50,8 +50,9 @@ def trim(  # noqa: PLR0913, PLR0917 - one option each
     from retrodistill.core.manifest import Manifest
     from retrodistill.encoders.contract import STUDENT_MANIFEST
     from retrodistill.report.text import memory
+    from retrodistill.students.registry import kind_of
 
-    trim_model(
+    trimmed = trim_model(
         model,
         collection,
         texts=texts or (),
@@ -62,6 +63,14 @@ def trim(  # noqa: PLR0913, PLR0917 - one option each
         queries_only=queries_only,
         out=out,
     )
-    kept = Manifest.read(out, STUDENT_MANIFEST).about["trimmed"]
-    size = memory(sum(file.stat().st_size for file in out.rglob("*") if file.is_file()))
-    log(f"{kept['tokens']} of {kept['before']} tokens, {kept['used']} of them in texts; {size} in {out}")
+    manifest = Manifest.read(out, STUDENT_MANIFEST)
+    kept, size = manifest.about["trimmed"], sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    log(f"{kept['tokens']} of {kept['before']} tokens, of which texts use {kept['used']}; {memory(size)} in {out}")
+    if collection is None or "query_space" in manifest.about:  # which index it searches is not known
+        return
+    if kind_of(trimmed.model).can_search:
+        named = f"{model.partition(':')[0]}:{out}"
+        index = out.with_name(f"{out.name}-index")
+        say_next("index", "--collection", collection, "--documents", named, "--out", index)
+    else:
+        say_next("evaluate", f"rerank:{out}@bm25", "--collection", collection)

@@ -114,16 +114,18 @@ def _routes(module: Any) -> list[Any]:
 
 def _with_tokens(model: Any, tokenizer: Tokenizer, kept: np.ndarray, name: str) -> Any:
     """The model with these tokens only, in place."""
-    cut, rows, size = with_tokens(tokenizer, kept), torch.from_numpy(kept), ids_of(tokenizer)
+    cut, rows = with_tokens(tokenizer, kept), torch.from_numpy(kept)
+    transformers = [module.auto_model for module in model.modules() if hasattr(module, "auto_model")]
+    sizes = {ids_of(tokenizer), *(len(each.get_input_embeddings().weight) for each in transformers)} - {len(kept)}
     new = {old: place for place, old in enumerate(kept.tolist())}
     for module in model.modules():
         if hasattr(module, "tokenizer"):
             _give(module, cut)
         if hasattr(module, "auto_model"):
-            _cut_transformer(module.auto_model, rows, new, name)
+            _cut_transformer(module.auto_model, rows, new)
         elif (change := _CHANGES.get(type(module).__name__)) is not None:
             change(module, rows, new)
-    _check_parts(model, size, len(kept), name)
+    _check_parts(model, sizes, name)
     return model
 
 
@@ -136,15 +138,14 @@ def _give(module: Any, cut: Tokenizer) -> None:
     setattr(owner, attribute, cut)
 
 
-def _cut_transformer(transformer: Any, rows: torch.Tensor, new: dict[int, int], name: str) -> None:
+def _cut_transformer(transformer: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
     """Cut the input embeddings, and the output ones of a masked language model, as the library resizes them."""
     inputs, outputs = transformer.get_input_embeddings(), transformer.get_output_embeddings()
-    if int(rows[-1]) >= len(inputs.weight):
-        raise UserError(f"{name} has a token with the id {int(rows[-1])}, and {len(inputs.weight)} embeddings.")
+    _rows_of(inputs.weight, rows)
     with torch.no_grad():  # the kept rows come first, and resizing drops the rest
         tensors = {id(part): part for part in (inputs.weight, *(outputs.parameters() if outputs is not None else ()))}
         for tensor in tensors.values():
-            tensor[: len(rows)] = tensor[rows.to(tensor.device)].clone()
+            tensor[: len(rows)] = _rows_of(tensor, rows)
     for key, value in transformer.config.to_dict().items():
         if key.endswith("_token_id"):
             setattr(transformer.config, key, _renumbered(value, new))
@@ -153,22 +154,31 @@ def _cut_transformer(transformer: Any, rows: torch.Tensor, new: dict[int, int], 
     transformer.get_input_embeddings().padding_idx = None if padding is None else new.get(padding)
 
 
+def _rows_of(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The rows of a matrix, or the numbers of a vector, for tokens."""
+    if int(rows[-1]) >= len(weight):
+        raise UserError(
+            f"a token has the id {int(rows[-1])}, and there are {len(weight)} embeddings; correct the model."
+        )
+    return weight.detach()[rows.to(weight.device)]
+
+
 def _renumbered(value: Any, new: dict[int, int]) -> Any:
     return [_renumbered(one, new) for one in value] if isinstance(value, list) else new.get(value)
 
 
 def _cut_table(module: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
-    module.embedding = nn.EmbeddingBag.from_pretrained(module.embedding.weight.detach()[rows], freeze=False)
+    module.embedding = nn.EmbeddingBag.from_pretrained(_rows_of(module.embedding.weight, rows), freeze=False)
     module.num_embeddings = len(rows)
 
 
 def _cut_words(module: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
     weight = module.emb_layer.weight
-    module.emb_layer = nn.Embedding.from_pretrained(weight.detach()[rows], freeze=not weight.requires_grad)
+    module.emb_layer = nn.Embedding.from_pretrained(_rows_of(weight, rows), freeze=not weight.requires_grad)
 
 
 def _cut_weights(module: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
-    module.weight = nn.Parameter(module.weight.detach()[rows], requires_grad=module.weight.requires_grad)
+    module.weight = nn.Parameter(_rows_of(module.weight, rows), requires_grad=module.weight.requires_grad)
     if hasattr(module, "num_dimensions"):
         module.num_dimensions = len(rows)
 
@@ -201,10 +211,14 @@ _CHANGES: dict[str, Callable[[Any, torch.Tensor, dict[int, int]], None]] = {
 }
 
 
-def _check_parts(model: Any, before: int, after: int, name: str) -> None:
-    """Refuse a model with parts for each token that were not cut, such as those of code that it brings."""
+def _check_parts(model: Any, sizes: set[int], name: str) -> None:
+    """Refuse a model with other parts of one of these sizes, which code that it brings may have for each token."""
     for module in model.modules():
-        tables = isinstance(module, nn.Embedding) and module.num_embeddings == before
-        own = any(before in parameter.shape for parameter in module.parameters(recurse=False))
-        if before != after and (tables or (own and not isinstance(module, (nn.Linear, nn.Embedding)))):
+        if isinstance(module, nn.Embedding):
+            is_left = module.num_embeddings in sizes
+        else:
+            is_left = not type(module).__module__.startswith("torch.") and any(
+                parameter.shape and parameter.shape[0] in sizes for parameter in module.parameters(recurse=False)
+            )
+        if is_left:
             raise UserError(f"{name} has a part for each token in its {type(module).__name__}, which trim cannot cut.")

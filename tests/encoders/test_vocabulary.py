@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from topics import FILLERS, TOPICS
 
@@ -117,6 +118,35 @@ class TestACutTokenizer:
         names = {str(token.content) for token in whole.get_added_tokens_decoder().values()}
         assert names == {str(token.content) for token in small.get_added_tokens_decoder().values()}
         assert names <= small.get_vocab().keys()
+
+
+class TestTransformers:
+    """Classes of transformers build their tokenizers anew from the parts of the file that was saved."""
+
+    @pytest.mark.parametrize(
+        ("name", "family"),
+        [
+            ("BertTokenizer", wordpiece),
+            ("RobertaTokenizer", bytes_bpe),
+            ("Qwen2Tokenizer", bytes_bpe),
+            ("LlamaTokenizer", fallback_bpe),
+            ("XLMRobertaTokenizer", unigram),
+            ("DebertaV2Tokenizer", unigram),
+        ],
+    )
+    def test_read_what_was_saved(self, name, family, tmp_path):
+        model = json.loads(family().to_str())["model"]
+        merges = {"merges": [tuple(merge) for merge in model["merges"]]} if "merges" in model else {}
+        pieces = [tuple(piece) for piece in model["vocab"]] if isinstance(model["vocab"], list) else model["vocab"]
+        whole = getattr(transformers, name)(vocab=pieces, **merges)
+        kept = kept_tokens(whole.backend_tokenizer, np.flatnonzero(count_texts(whole.backend_tokenizer, TEXTS)))
+        before = [whole.convert_ids_to_tokens(whole(text)["input_ids"]) for text in TEXTS]
+        whole._tokenizer = with_tokens(whole.backend_tokenizer, kept)
+        whole.save_pretrained(str(tmp_path))
+        read = transformers.AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
+        assert type(read).__name__ == name
+        assert [read.convert_ids_to_tokens(read(text)["input_ids"]) for text in TEXTS] == before
+        assert [read(text)["input_ids"] for text in OTHERS] == [whole(text)["input_ids"] for text in OTHERS]
 
 
 class TestCounts:
