@@ -182,7 +182,7 @@ def trim(  # noqa: PLR0913 - one option each
         min_count: Fewest texts that have a token which is kept for them.
         dimension: Of a static model: dimensions of its table, or the share of the texts' squared vectors that they
             keep. A linear map follows, so that vectors stay in their space.
-        precision: Of a static model: that of its table on disk, ``float32``, ``float16``, or ``int8``.
+        precision: Of a static model: that of its table on disk, ``float32`` or ``int8``.
         queries_only: For a model that encodes documents, too: the trimmed one searches the documents of `model`.
         out: Folder, an ordinary sentence-transformers folder.
 

@@ -36,7 +36,7 @@ def trim(  # noqa: PLR0913, PLR0917 - one option each
         ),
     ] = None,
     precision: Annotated[
-        str, Option(help="Static models: precision of the table on disk: float32, float16, or int8.")
+        str, Option(help="Static models: precision of the table on disk: float32 or int8.")
     ] = "float32",
     queries_only: Annotated[
         bool, Option("--queries-only", help="Use it for queries alone: it searches documents of the whole model.")

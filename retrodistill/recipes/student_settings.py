@@ -98,7 +98,7 @@ class TrimSettings(Settings):
     dimension: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
     """Dimensions of a static student's table, which a linear map brings back to the width of its vectors: a number, or
     the share of the texts' squared vectors to keep, such as .98. By default, all."""
-    precision: Literal["float32", "float16", "int8"] = "float32"
+    precision: Literal["float32", "int8"] = "float32"
     """Precision of a static student's table on disk. It is float32 in memory."""
 
 

@@ -215,10 +215,10 @@ def save_student(
     with atomic_folder(check_replaceable(folder, STUDENT_MANIFEST)) as temporary, quiet_libraries():
         save_pretrained(model, temporary)
         write_classic_names(temporary)
-        if precision != "float32":
+        if precision == "int8":
             from retrodistill.students.small_tables import store_rows
 
-            store_rows(temporary, precision)
+            store_rows(temporary)
         manifest.with_files(temporary).write(temporary, STUDENT_MANIFEST)
     return load_student(folder)
 

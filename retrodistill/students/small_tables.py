@@ -23,7 +23,7 @@ from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.modules import with_modules
 
-TablePrecision = Literal["float32", "float16", "int8"]
+TablePrecision = Literal["float32", "int8"]
 _LARGEST_CODE = 127
 _FITTED = 50_000  # texts of each role whose vectors choose the dimensions
 
@@ -88,16 +88,12 @@ def quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.astype(np.int8), scales
 
 
-def store_rows(folder: Path, precision: TablePrecision) -> None:
-    """Rewrite the token table in a saved model's folder in another precision; it loads as float32.
+def store_rows(folder: Path) -> None:
+    """Rewrite the token table in a saved model's folder in int8; it loads as float32.
 
     The keys are model2vec's: ``embeddings``, and ``weights`` by which rows are multiplied. Versions of the library that
-    do not know ``weights`` refuse int8 rows, and read float16 rows as they are.
+    do not know ``weights``, before 6.2, refuse int8 rows. They would read rows in float16, which are not offered.
     """
     for file in folder.glob("*StaticEmbedding/model.safetensors"):
-        rows = load_file(file)["embedding.weight"]
-        if precision == "int8":
-            codes, scales = (torch.from_numpy(part) for part in quantized(rows.numpy()))
-        else:
-            codes, scales = rows.to(getattr(torch, precision)), torch.ones(len(rows))
+        codes, scales = (torch.from_numpy(part) for part in quantized(load_file(file)["embedding.weight"].numpy()))
         save_file({"embeddings": codes, "weights": scales}, file)
