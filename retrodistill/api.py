@@ -212,7 +212,9 @@ def trim(  # noqa: PLR0913 - one option each
     trimmed = trim_model(loaded, documents.column, queries.column, **options, name=f"model {model}")
     if trimmed.warning:
         log(f"warning: {trimmed.warning}")
-    inputs = {"untrimmed": weights_digest(loaded), "corpus": documents.fingerprint, "queries": queries.fingerprint}
+    # beside those of its training
+    inputs = {"corpus of trim": documents.fingerprint, "queries of trim": queries.fingerprint}
+    inputs["weights before trim"] = weights_digest(loaded)
     made = replace(
         manifest,
         inputs={**manifest.inputs, **inputs},

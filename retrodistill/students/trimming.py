@@ -115,7 +115,7 @@ def _routes(module: Any) -> list[Any]:
 def _with_tokens(model: Any, tokenizer: Tokenizer, kept: np.ndarray, name: str) -> Any:
     """The model with these tokens only, in place."""
     cut, rows = with_tokens(tokenizer, kept), torch.from_numpy(kept)
-    transformers = [module.auto_model for module in model.modules() if hasattr(module, "auto_model")]
+    transformers = [part for part in model.modules() if hasattr(part, "get_input_embeddings")]
     sizes = {ids_of(tokenizer), *(len(each.get_input_embeddings().weight) for each in transformers)} - {len(kept)}
     new = {old: place for place, old in enumerate(kept.tolist())}
     for module in model.modules():

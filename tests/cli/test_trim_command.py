@@ -98,6 +98,7 @@ class TestSpaces:
         assert EmbeddingSpace.of(load_encoder(dense)).differences(trimmed) == []
         found = Manifest.read(tmp_path / "small", STUDENT_MANIFEST)
         assert found.settings["seed"] == 3
+        assert found.inputs["corpus"] == "c"  # that it was trained on
         assert found.about["seconds"] == 1.5
         rd.build_index(tiny, load_encoder(dense), trimmed)  # which refuses queries of other spaces
 

@@ -261,3 +261,11 @@ class TestRefused:
         model[0].auto_model.resize_token_embeddings(20)
         with pytest.raises(UserError, match="20 embeddings"):
             trim_model(model, DOCUMENTS, QUERIES)
+
+    @pytest.mark.parametrize("gated", [False, True])
+    def test_re_rankers_that_store_states_of_tokens(self, gated, tmp_path):
+        from retrodistill.students.tk import tk_student
+
+        model = tk_student(bi_encoder("bert", tmp_path), DOCUMENTS, gated=gated)
+        with pytest.raises(UserError, match="a part for each token"):
+            trim_model(model, DOCUMENTS, QUERIES)
