@@ -125,6 +125,8 @@ def _with_tokens(model: Any, tokenizer: Tokenizer, kept: np.ndarray, name: str) 
             _cut_transformer(module.auto_model, rows, new)
         elif (change := _CHANGES.get(type(module).__name__)) is not None:
             change(module, rows, new)
+        elif type(module).__name__ == "Dense" and module.linear.out_features in sizes:
+            _cut_head(module, rows)
     _check_parts(model, sizes, name)
     return model
 
@@ -195,6 +197,14 @@ def _cut_pooling(module: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
         module.embedding_dimension = len(rows)
 
 
+def _cut_head(module: Any, rows: torch.Tensor) -> None:
+    """Of a map from hidden states to terms."""
+    whole = module.linear
+    module.linear, module.out_features = nn.Linear(whole.in_features, len(rows), whole.bias is not None), len(rows)
+    module.linear.load_state_dict({name: _rows_of(part, rows) for name, part in whole.state_dict().items()})
+    module.linear.to(whole.weight.device)
+
+
 def _cut_segments(module: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
     module.separator = new[module.separator]
 
@@ -214,8 +224,8 @@ _CHANGES: dict[str, Callable[[Any, torch.Tensor, dict[int, int]], None]] = {
 def _check_parts(model: Any, sizes: set[int], name: str) -> None:
     """Refuse a model with other parts of one of these sizes, which code that it brings may have for each token."""
     for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            is_left = module.num_embeddings in sizes
+        if isinstance(module, (nn.Embedding, nn.Linear)):
+            is_left = len(module.weight) in sizes
         else:
             is_left = not type(module).__module__.startswith("torch.") and any(
                 parameter.shape and parameter.shape[0] in sizes for parameter in module.parameters(recurse=False)

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from backbones import bi_encoder
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
@@ -92,3 +93,28 @@ class TestMistakes:
         dense_content["students"] = {"first": {**student, "trim": {}}, "second": later}
         with pytest.raises(UserError, match="first is trimmed after its last stage"):
             parse_recipe(dense_content)
+
+
+class TestOtherKinds:
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"model": "sparse", "queries": "inference-free", "lexical_terms": True},
+            {"model": "multi-vector", "dimension": 16},
+            {"model": "dense", "lexical_dim": 16},
+            {"model": "cross-encoder"},
+        ],
+        ids=lambda settings: settings["model"],
+    )
+    def test_their_documents_are_of_the_trimmed_student(self, content, settings, tmp_path):
+        base = bi_encoder("bert", tmp_path)
+        quick = {"max_steps": 2, "batch_size": 16}
+        train = {"train": "lexical"} if "lexical_dim" in settings else {"train": "both_encoders"}
+        stage = {"objectives": "kl", "candidates": {"depth": 10}, "training": quick, **train}
+        student = {**settings, "model": f"{settings['model']}:{base}", "documents": "student"}
+        content |= {"document_encoder": f"dense:{base}", "teacher": "bm25", "evaluation": {"latency_queries": 0}}
+        content["students"] = {"student": {**student, "stages": [stage], "control": None, "trim": {"min_count": 4}}}
+        results = run_recipe(parse_recipe(content), tmp_path / "out")
+        assert results.system("student").ndcg10 > 0
+        about = Manifest.read(tmp_path / "out" / "students" / "student", STUDENT_MANIFEST).about["trimmed"]
+        assert about["tokens"] < about["before"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from backbones import ARCHITECTURES, backbone, bi_encoder, tokenizer_of
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
-from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.base.modules import Dense, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 from sparse_models import masked_model
@@ -209,6 +209,16 @@ class TestSparse:
         router = Router(routes, default_route=None, allow_empty_key=False)
         model = SparseEncoder(modules=[router], device="cpu", similarity_fn_name="dot")
         self.check(model, tmp_path, encode)
+
+    def test_a_head_after_the_transformer(self, tmp_path):
+        bert = Transformer(str(masked_model(tmp_path / "bert", [*PIECES, *WORDS])))
+        size = len(PIECES) + len(WORDS)
+        torch.manual_seed(0)
+        head = Dense(32, size, activation_function=None, module_input_name="token_embeddings")
+        pooling = SpladePooling("max", embedding_dimension=size)
+        model = SparseEncoder(modules=[bert, head, pooling], device="cpu")
+        small = self.check(model, tmp_path, "encode_document")
+        assert small[1].out_features == small.get_embedding_dimension()
 
     def test_lexical_terms(self, bert, tmp_path):
         terms = LexicalTerms(len(PIECES) + len(WORDS), 7.5, bert.tokenizer.all_special_ids)
