@@ -47,7 +47,8 @@ class TokenTable(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """(batch, width) means; 0 for a text without tokens."""
         ids, mask = features["input_ids"], features["attention_mask"][:, :, None].float()
-        features["sentence_embedding"] = (self.rows[ids] * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+        sums = (nn.functional.embedding(ids, self.rows) * mask).sum(dim=1)
+        features["sentence_embedding"] = sums / mask.sum(dim=1).clamp(min=1.0)
         return features
 
 

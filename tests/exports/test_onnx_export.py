@@ -76,7 +76,9 @@ class TestVectors:
         graph, model = load_encoder(f"dense:{tmp_path / 'onnx'}"), in_torch(name)
         np.testing.assert_allclose(vectors_of(graph, "query"), vectors_of(model, "query"), atol=1e-4)
 
-    def test_of_a_token_table(self, tiny_static, tmp_path):
+    def test_of_a_token_table(self, tiny_static, tiny, tmp_path):
+        report = export_onnx(f"static:{tiny_static}", tmp_path / "int8", tiny, {"quantize": "int8"})
+        assert report.megabytes["int8"] < 0.75 * report.megabytes["float32"]
         export_onnx(f"static:{tiny_static}", tmp_path / "onnx")
         graph, model = load_encoder(f"static:{tmp_path / 'onnx'}"), in_torch(f"static:{tiny_static}")
         assert isinstance(graph, OnnxModel)
