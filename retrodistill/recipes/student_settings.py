@@ -249,8 +249,9 @@ class StudentSettings(Settings):
             )
         if kind.has_own_documents and stage.aligns:
             raise ValueError(f"a {kind.name} student has no embedding to align; use list objectives")
-        if stage.matryoshka and not kind.has_vector:
-            raise ValueError(f"matryoshka truncates one vector per text, which a {kind.name} student does not have")
+        if (stage.matryoshka or stage.quantize) and not kind.has_vector:
+            changes = "matryoshka truncates" if stage.matryoshka else "quantize codes"
+            raise ValueError(f"{changes} one vector per text, which a {kind.name} student does not have")
         if (stage.exit_kl is not None or stage.exit_weights) and not self.exits:
             raise ValueError("exit_kl and exit_weights need a student with exits; set e.g. exits: [2, 4]")
         has_sources = stage.positives != "source_document" or stage.texts.has_sources

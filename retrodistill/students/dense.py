@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import behind_exit, exits_of, with_modules
 from retrodistill.rankers.bi_encoder import DenseRanker
+from retrodistill.students.coded_documents import CodedVectors, QuantizedLoss
 from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss, MultiExitLoss, multi_exit, through_exit
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
@@ -219,8 +221,17 @@ def train_dense(run: StageRun) -> History:
         teacher = TeacherVectors(leading(teacher_vectors, cut), prepared.classes)
         return DistillationLoss(student.model, prepared.terms, scorer, prepared.lists, teacher, alone=alone)
 
+    @functools.cache  # exits share them
+    def coded(cut: int) -> Any:
+        return CodedVectors(leading(stored, cut), stage.quantize)  # type: ignore[arg-type]  # not None here
+
+    def make_coded(cut: int) -> DistillationLoss:
+        scorer = StoredVectorScorer(unit, coded(cut))
+        terms = [term for term in prepared.terms if term.objective.needs_lists]  # others do not see documents
+        return DistillationLoss(student.model, terms, scorer, prepared.lists, TeacherVectors(), alone=False)
+
     monitor = held_out_monitor(run, lambda: stored, teacher_vectors, stored)
-    return train_on_texts(run, loss_of_variants(student, stage, make), monitor)
+    return train_on_texts(run, loss_of_variants(student, stage, make, make_coded), monitor)
 
 
 def train_on_texts(run: StageRun, loss: Any, monitor: HeldOutMonitor | None) -> History:
@@ -251,20 +262,34 @@ def held_out_monitor(
     return HeldOutMonitor(run.student, [texts[row] for row in prepared.held_out], ranked, documents, grades, starts)
 
 
-def loss_of_variants(student: Encoder, stage: StageSettings, make: Callable[[int, bool], DistillationLoss]) -> Any:
-    """The loss of a stage at all exits and truncations of the student and the stage; the plain one without any.
+def loss_of_variants(
+    student: Encoder,
+    stage: StageSettings,
+    make: Callable[[int, bool], DistillationLoss],
+    make_coded: Callable[[int], DistillationLoss] | None = None,
+) -> Any:
+    """The loss of a stage at all exits and truncations, with and without codes; the plain one without any.
 
     ``make`` gives the loss on a number of leading dimensions; its second argument is False for all but the first of
-    several, see ``alone`` of `DistillationLoss`.
+    several, see ``alone`` of `DistillationLoss`. ``make_coded`` gives that on coded documents where they are stored.
     """
+
+    def with_codes(plain: DistillationLoss, cut: int) -> Any:
+        if stage.quantize is None:
+            return plain
+        coded = make(cut, False) if make_coded is None else make_coded(cut)
+        return QuantizedLoss(student.model, plain, coded, stage.quantize, start=plain.start)
+
     exits = exits_of(student.model) if not student.is_static else []
     whole, start = student.dimension, None
     losses: dict[int, Any] = {}
     for layer in exits or [0]:
-        losses[layer] = plain = make(whole, not exits or layer == exits[-1])
+        plain = make(whole, not exits or layer == exits[-1])
+        losses[layer] = with_codes(plain, whole)
         start = plain.start  # that of the deepest exit in the end
         if stage.matryoshka:
-            cuts = {cut: plain if cut == whole else make(cut, False) for cut in {*stage.matryoshka, whole}}
+            cuts = {cut: with_codes(make(cut, False), cut) for cut in {*stage.matryoshka} - {whole}}
+            cuts[whole] = losses[layer]
             losses[layer] = MatryoshkaLoss(student.model, cuts, start=start)
     if not exits:
         return losses[0]

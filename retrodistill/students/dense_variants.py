@@ -39,6 +39,7 @@ class LeadingVectors:
     def __init__(self, vectors: np.ndarray, dimensions: int, *, unit: bool) -> None:
         check_dimensions([dimensions], vectors.shape[1])
         self._vectors, self._dimensions, self._unit = vectors, dimensions, unit
+        self.shape = (len(vectors), dimensions)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """(..., dimensions) of rows, one array of indices of any shape."""
@@ -67,7 +68,7 @@ class MatryoshkaLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Terms by name, those of leading dimensions as ``name@64``."""
         columns = list(sentence_features)
-        start = _start_embeddings(self._start, columns, lambda model, features: model(features)["sentence_embedding"])
+        start = start_embeddings(self._start, columns, lambda model, features: model(features)["sentence_embedding"])
         embeddings = [self.model(features)["sentence_embedding"] for features in columns]
         return self.compute_loss_from_embeddings(embeddings, labels, start)
 
@@ -85,7 +86,7 @@ class MatryoshkaLoss(nn.Module):
         return terms
 
 
-def _start_embeddings(start: nn.Module | None, columns: Sequence[dict[str, Any]], encode: Callable[..., Any]) -> Any:
+def start_embeddings(start: nn.Module | None, columns: Sequence[dict[str, Any]], encode: Callable[..., Any]) -> Any:
     """What the student of the stage's start makes of each column; None where nothing compares with it."""
     if start is None:
         return None
@@ -261,7 +262,7 @@ class MultiExitLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
         """Terms by name, those of exits but the deepest as ``name@exit-4``, and the divergence as ``exits``."""
         texts = list(sentence_features)
-        start_columns = _start_embeddings(self._start, texts, embeddings_by_exit)
+        start_columns = start_embeddings(self._start, texts, embeddings_by_exit)
         columns = [embeddings_by_exit(self.model, features) for features in texts]
         *shallow, deepest = self._weights
         terms: dict[str, Tensor] = {}

@@ -196,9 +196,10 @@ def _check_stage(kind: Kind, student: Any, stage: StageSettings) -> None:
         raise UserError(
             f"regularizer {stage.regularizers[0].name!r} sees term weights; {kind.name} students have none."
         )
+    if (stage.matryoshka or stage.quantize) and not kind.has_vector:
+        changes = "matryoshka cuts" if stage.matryoshka else "quantize codes"
+        raise UserError(f"{changes} vectors of dense and static students; this one is {kind.name}.")
     if stage.matryoshka:
-        if not kind.has_vector:
-            raise UserError(f"matryoshka cuts vectors of dense and static students; this one is {kind.name}.")
         check_dimensions(stage.matryoshka, student.dimension)
 
 

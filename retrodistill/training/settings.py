@@ -289,7 +289,7 @@ class TrainingSettings(Settings):
     is `bfloat16` where a short measurement shows that it is faster."""
     keep: Literal["last", "best"] = "last"
     """The student that a stage ends with: as it is after the `last` step, or as it was when it agreed `best` with the
-    teacher on held-out queries, the start included. Agreement does not see sparsity, truncation, or exits."""
+    teacher on held-out queries, the start included. Agreement does not see sparsity, truncation, codes, or exits."""
     keep_by: Literal["agreement", "ndcg@10"] = Field(default="agreement", exclude_if=lambda given: given == "agreement")
     """What `keep: best` and `patience` compare: `agreement` with the teacher, or `ndcg@10` by the labels of held-out
     training queries."""
@@ -388,6 +388,11 @@ class StageSettings(Settings):
     """Terms that keep a sparse student sparse."""
     matryoshka: list[int] = Field(default_factory=list)
     """Numbers of leading dimensions of a dense or static student's vectors on which the loss is also taken."""
+    quantize: Literal["int8", "binary"] | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Codes of a dense or static student's documents on which the loss is also taken, against float queries. With
+    `train: both_encoders`, the student learns documents for these codes (straight through); `binary` is the sign of
+    each dimension. With `train: query_encoder`, queries learn to search the stored documents as the codes of
+    `index.factory` `SQ8` (int8) or `PQ384x1` (binary, for 384 dimensions) represent them."""
     exit_kl: float | None = Field(default=None, ge=0)
     """Weight of the divergence by which the deepest exit teaches the others; 1 by default."""
     exit_weights: dict[int, float] = Field(
@@ -443,6 +448,8 @@ class StageSettings(Settings):
             )
         if self.lora is not None and self.train not in ("query_encoder", "both_encoders"):
             raise ValueError(f"lora adapts a transformer, which train: {self.train} does not train; remove lora")
+        if self.quantize is not None and not self.needs_lists:
+            raise ValueError("quantize is about documents, and no objective of this stage sees any; add one such as kl")
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
         return self
