@@ -46,7 +46,11 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     recall: Annotated[float | None, Option(help="For auto: share of the exact top 10 that search must find.")] = None,
     truncate: Annotated[int | None, Option(help="Leading dimensions to keep (Matryoshka).", min=1)] = None,
     learn: Annotated[
-        bool, Option("--learn", help="Learn the quantizer from exact scores (Distill-VQ); 16 bytes by default.")
+        bool,
+        Option(
+            "--learn",
+            help="Learn the quantizer from exact scores (Distill-VQ); 16 bytes by default, or --bits 1.",
+        ),
     ] = False,
     learn_queries: Annotated[
         bool, Option("--learn-queries", help="With --learn: also learn a linear query map, saved in OUT.queries.")
@@ -54,7 +58,8 @@ def index(  # noqa: PLR0913, PLR0917 - one option each
     codec: Annotated[str | None, Option(help="Multi-vector: float16, float32, or residual (--bits 1, 2, 4).")] = None,
     muvera: Annotated[bool, Option("--muvera", help="Multi-vector: candidates by MUVERA encodings.")] = False,
     bits: Annotated[
-        int | None, Option(help="Sparse: bits per impact, 8, or 32 for exact weights. Residual codec: 1, 2 or 4.")
+        int | None,
+        Option(help="Sparse: bits per impact, 8 or 32 (exact). Residual codec: 1, 2, 4. With --learn: 1, 4, 8."),
     ] = None,
     backend: Annotated[str | None, Option(help="Sparse: exact, or seismic (approximate, large corpora).")] = None,
     prune: Annotated[int | None, Option(help="Sparse: terms to keep per document.", min=1)] = None,
@@ -366,18 +371,23 @@ def _learn(
     from retrodistill.encoders.reading import readable
     from retrodistill.indexes import IndexOptions
     from retrodistill.indexes.learned import learn_index, save_query_map, texts_with_vectors
-    from retrodistill.quantizers import QuantizerSettings
+    from retrodistill.quantizers import QuantizerSettings, factory_for
+    from retrodistill.quantizers.settings import with_query_map
 
-    strange = [name for name in options if name not in ("bytes", "factory", "fields", "store_texts")]
+    strange = [name for name in options if name not in ("bytes", "bits", "factory", "fields", "store_texts")]
     if strange:
-        raise UserError(f"--learn takes --bytes or --factory; leave {strange[0]} out.")
+        raise UserError(f"--learn takes --bytes and --bits, or --factory; leave {strange[0]} out.")
+    if "factory" in options and "bits" in options:
+        raise UserError(f"--bits {options['bits']}: factory {options['factory']} already says how many a code has.")
     given, encoder = load_collection(source[0], passages=source[1]), load_encoder(encoders[0], DENSE)
     collection = readable(encoder, given)
     columns = validated(IndexOptions, options, "index").columns_of(collection)
     query_encoder = None if encoders[1] is None else load_encoder(encoders[1], DENSE)
     texts = texts_with_vectors(collection, query_encoder or encoder, seed=seed)
-    target = options.get("factory") or options.get("bytes") or 16
-    settings = QuantizerSettings(query_map=query_map, transform="rotation" if query_map else "free", seed=seed)
+    target = options.get("factory") or factory_for(options.get("bytes"), encoder.dimension, bits=options.get("bits", 8))
+    settings = QuantizerSettings(seed=seed)
+    if query_map:
+        settings = with_query_map(settings)
     result = learn_index(collection, encoder, texts, queries=query_encoder, target=target, settings=settings)
     result.index.columns = columns
     result.index.set_source(given)
@@ -385,7 +395,7 @@ def _learn(
         save_query_map(result, out.with_name(f"{out.name}.queries"))
     result.index.save(out)
     before, after = result.learned.agreement
-    opq = f"OPQ at the same bytes ({result.learned.factory}) {before:.4f}"
+    start = f"{result.start.name.upper()} at the same bytes ({result.learned.factory}) {before:.4f}"
     note = "" if result.learned.improved else " Learning did not improve it: the index is its start."
-    show(f"agreement with exact search on held-out queries (0 to 1): {after:.4f}, {opq}.{note}")
+    show(f"agreement with exact search on held-out queries (0 to 1): {after:.4f}, {start}.{note}")
     return result.index

@@ -20,13 +20,15 @@ from retrodistill.encoders.vectors import Vectors
 from retrodistill.indexes.base import load_sides
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.quantizers import Learned, QuantizerSettings, factory_for, learn_quantizer
-from retrodistill.quantizers.codes import ALL, Rows, read_form
-from retrodistill.quantizers.learning import Teacher, query_student
+from retrodistill.quantizers.codes import ALL, Rows, start_name
+from retrodistill.quantizers.learning import Teacher, checked_form, query_student
 from retrodistill.quantizers.settings import MOST_HELD
 from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.students.registry import save_student
 from retrodistill.training.settings import TextSettings
 from retrodistill.training.texts import TrainingTexts, training_queries, training_texts
+
+_REFINED = 10  # times k documents that are ranked again
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,15 @@ def learn_index(
     """Embed a collection and learn a quantizer of its vectors, which do not change, from queries and pseudo-queries.
 
     `queries` is a query encoder of the same space, by default the document encoder. `target` is the number of bytes of
-    a document's codes, or the factory to start from, e.g. ``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16``. `teacher` holds
-    the texts' scores by a better ranker, on any scale; by default the exact dense scores. `name` is that of the runs.
-    Too few documents, vectors that are not finite, a factory that cannot be learned, and queries of another space raise
-    a UserError.
+    a document's codes, or the factory to start from, e.g. ``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16``, ``ITQ384,PQ384x1``; one
+    with a refinement (``,Refine(SQ8)``, ``,RFlat``) ranks ten times k documents again. `teacher` holds the texts'
+    scores by a better ranker, on any scale; by default the exact dense scores. `name` is that of the runs. Too few
+    documents, vectors that are not finite, a factory that cannot be learned, and queries of another space raise a
+    UserError.
     """
     encoder, query_encoder, space = load_sides(documents, queries, DENSE)
     factory = factory_for(target, encoder.dimension) if isinstance(target, int) else target
-    read_form(factory, encoder.dimension)
+    form = checked_form(factory, encoder.dimension, settings or QuantizerSettings())
     encoder, query_encoder = encoder.bind(collection), query_encoder.bind(collection)
     if query_encoder.is_recorded:
         query_encoder.require(texts.texts, "query")
@@ -113,7 +116,9 @@ def learn_index(
         names=ids,
     )
     index = FaissIndex(learned.index, ids, space, query_encoder, factory, name, documents=encoder)
-    start = FaissIndex(learned.start, ids, space, query_encoder, factory, "opq", documents=encoder)
+    start = FaissIndex(learned.start, ids, space, query_encoder, factory, start_name(factory), documents=encoder)
+    if form.refinement is not None:
+        index.parameters = start.parameters = f"k_factor_rf={_REFINED}"
     index.build_seconds, start.build_seconds = learned.seconds, learned.start_seconds
     index.parents = start.parents = collection.parents
     return LearnedIndex(index, start, learned)

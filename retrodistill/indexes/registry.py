@@ -65,7 +65,8 @@ class IndexOptions(Settings):
     truncate: int | None = Field(default=None, ge=1)
     """Dense: number of leading dimensions to keep (Matryoshka)."""
     bytes: int | None = Field(default=None, ge=1)
-    """Dense: maximum number of bytes per document for `auto`, or the size of a code for `learn`."""
+    """Dense: maximum number of bytes per document for `auto`, or the size of a code for `learn`: 16 by default, with
+    `bits: 1` one bit per dimension."""
     recall: float | None = Field(default=None, gt=0, le=1)
     """Dense: share of the ten exact nearest neighbors that `auto` should find; search parameters are tuned to it."""
     codec: CodecName | None = None
@@ -73,7 +74,8 @@ class IndexOptions(Settings):
     search reads first: a quarter more bytes, and a third of the time for one query."""
     bits: Literal[1, 2, 4, 8, 32] | None = None
     """Sparse: bits of an impact, 8 (the default) or 32 for exact weights. Multi-vector with the codec `residual`: bits
-    per dimension, 1, 2 (the default) or 4."""
+    per dimension, 1, 2 (the default) or 4. Dense with `learn`: bits of each codeword's number, 8 (the default), 4, or 1
+    for binary codes."""
     centroids: int | None = Field(default=None, ge=1)
     """Multi-vector with the codec `residual`: number of centroids; PLAID's rule by default."""
     sample: int | None = Field(default=None, ge=1)

@@ -13,8 +13,9 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.faiss import faiss
 from retrodistill.encoders.vectors import Vectors, check_finite, training_rows
 
-_FACTORY = re.compile(r"(?:OPQ(\d+)(?:_(\d+))?,)?(?:IVF(\d+),)?PQ(\d+)(?:x([48]))?(?:np)?")
-_EXAMPLES = "'PQ16', 'OPQ16,PQ16', 'OPQ16,PQ16x4' or 'OPQ16,IVF64,PQ16'"
+_CODE = re.compile(r"(?:OPQ(\d+)(?:_(\d+))?,|ITQ(\d+),)?(?:IVF(\d+),)?PQ(\d+)(?:x([148]))?(?:np)?")
+_REFINEMENT = re.compile(r",(?:R(Flat)|Refine\((Flat|SQ8|SQfp16)\))$")
+_EXAMPLES = "'PQ16', 'OPQ16,PQ16', 'OPQ16,PQ16x4', 'OPQ16,IVF64,PQ16' or 'ITQ384,PQ384x1'"
 Rows = np.ndarray | slice  # of documents: (n,) int64, or a range
 ALL = slice(None)
 _FAISS_SEED = 1234  # FAISS's default seed of k-means: seed 0 gives what FAISS gives
@@ -28,7 +29,7 @@ class Codes:
     A document is reconstructed as ``(codeword_1 .. codeword_M + centroid of its list) @ rotation``.
 
     Attributes:
-        rotation: (width, d) float32 with orthonormal rows, from the space of the vectors to that of the codes.
+        rotation: (width, d) float32 from the space of the vectors to that of the codes, with orthonormal rows at first.
         codebooks: (M, 2^bits, width / M) float32.
         codes: (n, M) uint8, the codewords of each document.
         centroids: (lists, width) float32; None without lists.
@@ -42,6 +43,11 @@ class Codes:
     centroids: np.ndarray | None = None
     lists: np.ndarray | None = None
     rotated: bool = True
+
+    @property
+    def single_bits(self) -> bool:
+        """Whether each dimension has a code of 1 bit."""
+        return self.codebooks.shape[1:] == (2, 1)
 
     def of(self, rows: Rows) -> Codes:
         """The same quantizer with only these documents."""
@@ -61,13 +67,19 @@ class Codes:
 
 
 class Form(NamedTuple):
-    """A parsed factory string: width of the space of the codes, M codes of some bits, IVF lists (0 for none)."""
+    """A parsed factory string: width of the space of the codes, M codes of some bits, IVF lists (0 for none).
+
+    Codes of 1 bit are one per dimension after ITQ; the rotation of others is trained by OPQ. `code` is the factory
+    without its refinement, whose vectors (Flat, SQ8, SQfp16) rank the best documents by codes again; None for none.
+    """
 
     width: int
     subspaces: int
     bits: int
     lists: int
     rotated: bool
+    code: str
+    refinement: str | None
 
     @property
     def vectors_to_train(self) -> int:
@@ -75,21 +87,26 @@ class Form(NamedTuple):
         return max(2**self.bits, self.width if self.rotated else 1, self.lists)
 
 
-def factory_for(bytes: int, dimension: int, lists: int | None = None, bits: int = 8) -> str:
+def factory_for(bytes: int | None, dimension: int, lists: int | None = None, bits: int = 8) -> str:
     """The factory string for a number of bytes per document.
 
     Args:
-        bytes: Bytes of one document's codes, 1 to `dimension` (with 4 bits, to half of it).
+        bytes: Bytes of one document's codes, 1 to `dimension` (with 4 bits, to half of it; with 1, to an eighth). None
+            for 16, or for single bits as many as there are dimensions.
         dimension: Dimension of the vectors.
         lists: IVF lists; none by default.
-        bits: Bits of each code, 8 or 4. With 4 there are more and smaller subspaces of 16 codewords: faster to search.
+        bits: Bits of each code, 8, 4, or 1. With 4 there are more and smaller subspaces of 16 codewords: faster to
+            search. With 1, each bit is one dimension's.
 
     Returns:
-        ``OPQ{M}_{width},[IVF{lists},]PQ{M}x{bits}``, M = 8 bytes / bits, width the largest multiple of M that fits.
+        ``OPQ{M}_{width},[IVF{lists},]PQ{M}x{bits}``, M = 8 bytes / bits, width the largest multiple of M that fits; for
+        single bits ``ITQ{M},[IVF{lists},]PQ{M}x1``.
     """
-    if bits not in (4, 8):
-        raise UserError(f"bits={bits}: codes have 4 or 8 bits.")
+    if bits not in (1, 4, 8):
+        raise UserError(f"bits={bits}: codes have 1, 4 or 8 bits.")
     most = dimension * bits // 8
+    if bytes is None:
+        bytes = most if bits == 1 else min(16, most)
     if not 1 <= bytes <= most:
         raise UserError(
             f"{bytes} bytes per document do not fit vectors of {dimension} dimensions with {bits}-bit codes; choose 1 "
@@ -100,16 +117,32 @@ def factory_for(bytes: int, dimension: int, lists: int | None = None, bits: int 
     subspaces = bytes * 8 // bits
     width = subspaces * (dimension // subspaces)
     inverted = f"IVF{lists}," if lists else ""
+    if bits == 1:
+        return f"ITQ{subspaces},{inverted}PQ{subspaces}x1"
     return f"OPQ{subspaces}_{width},{inverted}PQ{subspaces}" + ("" if bits == 8 else f"x{bits}")
+
+
+def start_name(factory: str) -> str:
+    """What the index that learning starts from is called: ``itq`` or ``opq``, which also stands for plain PQ."""
+    return "itq" if factory.startswith("ITQ") else "opq"
 
 
 def read_form(factory: str, dimension: int) -> Form:
     """Parse a factory string; a `UserError` if it cannot be learned or does not fit the dimension of the vectors."""
-    match = _FACTORY.fullmatch(factory.replace(" ", ""))
+    written = factory.replace(" ", "")
+    refinement = _REFINEMENT.search(written)
+    code = written if refinement is None else written[: refinement.start()]
+    match = _CODE.fullmatch(code)
     if match is None:
         raise UserError(f"factory {factory!r} cannot be learned; give one such as {_EXAMPLES}.")
-    opq, opq_width, lists, subspaces, bits = (int(group) if group else None for group in match.groups())
-    width, subspaces = opq_width or dimension, subspaces or 0
+    opq, opq_width, itq, lists, subspaces, bits = (int(group) if group else None for group in match.groups())
+    width, subspaces = opq_width or itq or dimension, subspaces or 0
+    if bits == 1:
+        _check_single_bits(factory, dimension, itq, subspaces, has_lists=lists is not None)
+    elif itq is not None:
+        raise UserError(
+            f"factory {factory!r}: ITQ rotates for single bits; write PQ{width}x1, or OPQ for larger codes."
+        )
     if opq is not None and opq != subspaces:
         raise UserError(f"factory {factory!r}: OPQ{opq} rotates for {opq} subspaces; PQ{subspaces} has {subspaces}.")
     if subspaces < 1 or width % subspaces or width > dimension:
@@ -120,7 +153,17 @@ def read_form(factory: str, dimension: int) -> Form:
         )
     if lists == 0:
         raise UserError(f"factory {factory!r}: an IVF has at least 1 list.")
-    return Form(width, subspaces, bits or 8, lists or 0, opq is not None)
+    refined_by = None if refinement is None else refinement.group(1) or refinement.group(2)
+    return Form(width, subspaces, bits or 8, lists or 0, (opq or itq) is not None, code, refined_by)
+
+
+def _check_single_bits(factory: str, dimension: int, itq: int | None, bits: int, *, has_lists: bool) -> None:
+    if itq != bits or has_lists or bits % 8 or not 8 <= bits <= dimension:
+        most = 8 * (dimension // 8)
+        raise UserError(
+            f"factory {factory!r} does not fit vectors of {dimension} dimensions: codes of 1 bit follow ITQ of "
+            f"as many dimensions, in whole bytes and without IVF; use 'ITQ{most},PQ{most}x1' or fewer of both."
+        )
 
 
 def start_index(
@@ -129,11 +172,11 @@ def start_index(
     """Train and fill the FAISS index that learning starts from and is compared with.
 
     Args:
-        factory: As `read_form` takes it.
+        factory: As `read_form` takes it; its refinement is left out.
         documents: (n, d) float32, read in blocks. Too few are a `UserError`, since FAISS would abort the process, and
             so are vectors that are not finite.
         seed: Seed of k-means.
-        iterations: Rounds of OPQ; 50 is FAISS's own default.
+        iterations: Rounds of OPQ or ITQ; 50 is FAISS's own default of both.
         names: (n,) document ids, for messages.
     """
     count, dimension = documents.shape
@@ -143,18 +186,20 @@ def start_index(
             f"factory {factory!r} needs at least {form.vectors_to_train} documents to train, there are "
             f"{count}; choose fewer lists, 4-bit codes (16 codewords) or a scalar quantizer ('SQ8')."
         )
-    index: Any = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-    inner: Any = index
-    clusterings = []
-    if form.rotated:
+    sample = read_vectors(documents, training_rows(count, max(form.lists, 2**form.bits)), names)
+    if form.bits == 1:
+        index = _start_of_bits(form, sample, iterations, seed)
+    else:
+        index = faiss.index_factory(dimension, form.code, faiss.METRIC_INNER_PRODUCT)
+    inner: Any = faiss.downcast_index(index.index) if form.rotated else index
+    clusterings = [inner.pq.cp]
+    if form.rotated and form.bits > 1:
         rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
         rotation.niter = iterations
         # Without a quantizer of the same size, OPQ trains for 8-bit codes.
         rotation_pq = faiss.ProductQuantizer(form.width, form.subspaces, form.bits)
         rotation.pq = rotation_pq
         clusterings.append(rotation_pq.cp)
-        inner = faiss.downcast_index(index.index)
-    clusterings.append(inner.pq.cp)
     if form.lists:
         clusterings.append(inner.cp)
     else:
@@ -164,11 +209,36 @@ def start_index(
     for clustering in clusterings:
         clustering.seed = seed + _FAISS_SEED
         clustering.min_points_per_centroid = 1  # otherwise C++ prints a warning per subspace and round
-    index.train(read_vectors(documents, training_rows(count, max(form.lists, 2**form.bits)), names))
-    if form.rotated:
+    index.train(sample)
+    if form.rotated and form.bits > 1:
         rotation.pq = None  # `rotation_pq` is freed when this function returns
     fill(index, documents, names)
     return index
+
+
+def _start_of_bits(form: Form, sample: np.ndarray, iterations: int, seed: int) -> Any:
+    """The empty index of single bits, its rotation trained by ITQ (Gong & Lazebnik 2011, CVPR)."""
+    inner = faiss.index_factory(form.width, f"PQ{form.width}x1np", faiss.METRIC_INNER_PRODUCT)
+    trained = faiss.ITQTransform(sample.shape[1], form.width, True)
+    trained.itq.max_iter, trained.itq.seed = iterations, seed + _FAISS_SEED
+    trained.train(sample)
+    # It subtracts the mean of the documents, which reorders inner products, and is left out of the index.
+    rotation = faiss.vector_to_array(trained.pca_then_itq.A).reshape(form.width, sample.shape[1])
+    return _rotated(rotation, inner)
+
+
+def refined(index: Any, refinement: str, documents: Vectors, names: Sequence[Any] | None = None) -> Any:
+    """The index with the documents' vectors (Flat, SQ8, SQfp16), which rank its k_factor_rf times k best again."""
+    count, dimension = documents.shape
+    exact: Any = faiss.index_factory(dimension, refinement, faiss.METRIC_INNER_PRODUCT)
+    if not exact.is_trained:
+        exact.train(read_vectors(documents, training_rows(count, 1), names))
+    fill(exact, documents, names)
+    both = faiss.IndexRefine(index, exact)
+    index.this.disown()
+    exact.this.disown()
+    both.own_fields = both.own_refine_index = True
+    return both
 
 
 def fill(index: Any, documents: Vectors, names: Sequence[Any] | None = None) -> None:
@@ -189,9 +259,14 @@ def read_vectors(
 
 
 def read_index(index: Any) -> Codes:
-    """Read the parts of a FAISS PQ or IVF-PQ, after at most one linear transform; another index is a `UserError`."""
+    """Read the parts of a FAISS PQ or IVF-PQ, after at most one linear transform; another index is a `UserError`.
+
+    A refinement is left out.
+    """
     rotation = centroids = lists = None
     inner: Any = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexRefine):
+        return read_index(inner.base_index)
     if isinstance(inner, faiss.IndexPreTransform):
         chain: Any = inner.chain
         if chain.size() != 1:
@@ -240,6 +315,8 @@ def to_faiss(codes: Codes) -> Any:
     Returns:
         ``IndexPQ`` or ``IndexIVFPQ`` for inner product, in an ``IndexPreTransform`` where there is a rotation.
     """
+    if codes.single_bits:
+        codes = _in_bytes(codes)
     subspaces, width, bits = codes.codes.shape[1], len(codes.rotation), codes.codebooks.shape[1].bit_length() - 1
     inverted = "" if codes.centroids is None else f"IVF{len(codes.centroids)},"
     inner: Any = faiss.index_factory(width, f"{inverted}PQ{subspaces}x{bits}np", faiss.METRIC_INNER_PRODUCT)
@@ -252,15 +329,31 @@ def to_faiss(codes: Codes) -> Any:
         numbers = codes.lists.astype("<i8").view(np.uint8).reshape(-1, 8)[:, : inner.coarse_code_size()]
         packed = np.concatenate([numbers, packed], axis=1)
     inner.add_sa_codes(np.ascontiguousarray(packed))
-    if not codes.rotated:
-        return inner
-    rotation: Any = faiss.LinearTransform(codes.rotation.shape[1], width, False)
-    faiss.copy_array_to_vector(_float32(codes.rotation).ravel(), rotation.A)
-    rotation.is_trained = True
-    rotation.set_is_orthonormal()
-    index = faiss.IndexPreTransform(rotation, inner)
+    return _rotated(codes.rotation, inner) if codes.rotated else inner
+
+
+def _in_bytes(codes: Codes) -> Codes:
+    """Codes of single bits as codes of 8 bits, each for eight dimensions, with the same scores and the same bytes.
+
+    FAISS adds up eight dimensions by one look-up: it searches them in a quarter of the time (evaluation/studies/
+    quantization-aware).
+    """
+    bits = np.arange(256)[:, None] >> np.arange(8) & 1  # (256, 8) of each byte, lowest first, as FAISS packs them
+    groups = codes.codebooks[:, :, 0].reshape(-1, 8, 2)
+    packed = np.packbits(codes.codes, axis=1, bitorder="little")
+    return replace(codes, codebooks=groups[:, np.arange(8), bits], codes=packed)
+
+
+def _rotated(rotation: np.ndarray, inner: Any) -> Any:
+    """An index behind a linear map, (width, d) with orthonormal rows at first."""
+    width, dimension = rotation.shape
+    linear: Any = faiss.LinearTransform(dimension, width, False)
+    faiss.copy_array_to_vector(_float32(rotation).ravel(), linear.A)
+    linear.is_trained = True
+    linear.set_is_orthonormal()
+    index = faiss.IndexPreTransform(linear, inner)
     # FAISS owns what is inside of an index: Python must not free it, too.
-    rotation.this.disown()
+    linear.this.disown()
     inner.this.disown()
     index.own_fields = True
     return index

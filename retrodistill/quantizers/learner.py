@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from retrodistill.objectives.distributions import kl_divergence, listnet, reverse_kl
 from retrodistill.objectives.scores import margin_mse, mse
+from retrodistill.quantizers.bits import fit_bits
 from retrodistill.quantizers.codes import ALL, Codes, Rows, read_vectors
 from retrodistill.quantizers.settings import QuantizerSettings
 from retrodistill.runs.agreement import rank_agreement
@@ -45,7 +46,8 @@ class Quantizer(nn.Module):
     def __init__(self, start: Codes, transform: str) -> None:
         super().__init__()
         self.start = start
-        self.kind = transform if start.rotated else "fixed"
+        is_kept = not start.rotated or (start.single_bits and transform == "rotation")
+        self.kind = "fixed" if is_kept else transform
         self.transform = nn.Parameter(torch.from_numpy(start.rotation.copy()), requires_grad=self.kind != "fixed")
         self.codebooks = nn.Parameter(torch.from_numpy(start.codebooks.copy()))
         self.centroids = None if start.centroids is None else nn.Parameter(torch.from_numpy(start.centroids.copy()))
@@ -94,6 +96,13 @@ class Quantizer(nn.Module):
         lengths = self.codebooks.square().sum(dim=2)
         distances = lengths[:, None, :] - 2 * torch.bmm(parts, self.codebooks.transpose(1, 2))
         return distances.argmin(dim=2).T.to(self.codes.dtype)
+
+    @torch.no_grad()
+    def take(self, codes: Codes) -> None:
+        """Go on with another transform, other codebooks, and other codes of the same shapes."""
+        self.transform.copy_(torch.from_numpy(codes.rotation))
+        self.codebooks.copy_(torch.from_numpy(codes.codebooks))
+        self.codes.copy_(torch.from_numpy(codes.codes))
 
     def parts(self) -> Codes:
         """The learned parts as arrays."""
@@ -155,6 +164,10 @@ class Learner:
         quantizer.orthonormalize()
         return float(loss.detach())
 
+    def fit_bits(self) -> None:
+        """Fit single bits to the documents, together with the map that decodes them."""
+        self.quantizer.take(fit_bits(self.quantizer.start, self.targets.documents))
+
     @torch.no_grad()
     def agreement(self) -> float:
         """Agreement of the quantized ranking with the teacher's top 10 on held-out queries, 0 to 1."""
@@ -176,7 +189,7 @@ class Learner:
             return
         quantizer = self.quantizer
         moves = self.settings.lists == "reassigned" and quantizer.lists is not None
-        if not moves and self.settings.codes == "kept":
+        if not moves and (self.settings.codes == "kept" or quantizer.start.single_bits):
             return
         for block in torch.arange(len(quantizer.codes)).split(_BLOCK):
             documents, coded = torch.from_numpy(read_vectors(self.targets.documents, block.numpy())), block

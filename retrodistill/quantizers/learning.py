@@ -18,10 +18,13 @@ from retrodistill.encoders.vectors import Vectors, exact_search
 from retrodistill.quantizers.codes import (
     ALL,
     Codes,
+    Form,
     Rows,
     factory_for,
+    read_form,
     read_index,
     read_vectors,
+    refined,
     start_index,
     to_faiss,
 )
@@ -57,7 +60,8 @@ class Learned:
         start: The FAISS index that learning began with (OPQ at the same bytes), filled with the same documents.
         codes: The parts of `index`.
         query_map: (d, d) float32: multiply query vectors by its transpose before search; None where none was learned.
-        history: Evaluations on the held-out queries, the first at the start.
+        history: Evaluations on the held-out queries, the first at the start; of single bits, the second when they
+            were fitted, before the first step.
         improved: Whether agreement on the held-out queries improved.
         temperature: Divisor of teacher and quantized scores.
         settings: How it was learned.
@@ -162,8 +166,9 @@ def learn_quantizer(
             needed: each query learns from its best documents in one of several parts of the corpus, and held-out
             queries rank one part.
         queries: (q, d) float32 training queries: a log, pseudo-queries, or both.
-        target: Bytes per document, a factory string (``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16x4``, ``PQ8``), or a filled
-            FAISS index of that kind to start from.
+        target: Bytes per document, a factory string (``OPQ16,PQ16``, ``OPQ16,IVF64,PQ16x4``, ``PQ8``, or
+            ``ITQ384,PQ384x1`` for bits, each also with a refinement such as ``,Refine(SQ8)``), or a filled FAISS index
+            of that kind to start from.
         settings: How to learn.
         sources: (q,) the document that a pseudo-query was taken from, -1 for real queries.
         hidden: (q,) the document that a query is not trained on, -1 for none. By default the sources, since a
@@ -181,7 +186,7 @@ def learn_quantizer(
     queries, documents, sources = _checked(documents, queries, sources, names)
     targets = Targets(queries, documents, sources, teacher, hidden)
     started = time.perf_counter()
-    factory, start = _start(target, targets.documents, settings, names)
+    factory, start, refinement = _start(target, targets.documents, settings, names)
     start_seconds = time.perf_counter() - started
     from retrodistill.quantizers.learner import Learner  # imports torch
 
@@ -189,8 +194,11 @@ def learn_quantizer(
     learner = Learner(parts, targets, settings)
     history, best = _train(learner, settings)
     codes, query_map = best or (parts, None)
+    index, start = to_faiss(codes), to_faiss(parts) if parts.single_bits else start
+    if refinement is not None:
+        index, start = (refined(each, refinement, targets.documents, names) for each in (index, start))
     return Learned(
-        index=to_faiss(codes),
+        index=index,
         start=start,
         codes=codes,
         query_map=query_map,
@@ -230,28 +238,44 @@ def query_student(encoder: Encoder, query_map: np.ndarray) -> SentenceTransforme
     return with_modules(encoder.model, [*modules, *before, projection, *after], "SentenceTransformer")
 
 
+def checked_form(factory: str, dimension: int, settings: QuantizerSettings) -> Form:
+    """The parsed factory; a `UserError` if it cannot be learned like this."""
+    form = read_form(factory, dimension)
+    if form.refinement and settings.query_map:
+        raise UserError(
+            f"factory {factory!r} ranks by the documents' vectors again, which mapped queries do not fit; leave the "
+            "refinement or the query map out."
+        )
+    return form
+
+
 def _start(
     target: int | str | Any, documents: Vectors, settings: QuantizerSettings, names: Sequence[str] | None
-) -> tuple[str, Any]:
-    """The factory's name and the filled index to start from."""
+) -> tuple[str, Any, str | None]:
+    """The factory's name, the filled index to start from, and what refines it."""
     count, dimension = documents.shape
     if isinstance(target, int):
         target = factory_for(target, dimension)
     if isinstance(target, str):
-        rounds = settings.start_iterations
-        return target, start_index(target, documents, seed=settings.seed, iterations=rounds, names=names)
+        rounds, refinement = settings.start_iterations, checked_form(target, dimension, settings).refinement
+        start = start_index(target, documents, seed=settings.seed, iterations=rounds, names=names)
+        return target, start, refinement
     if (target.ntotal, target.d) != (count, dimension):
         raise UserError(
             f"an index of {target.ntotal} vectors of {target.d} dimensions to start from, and documents of shape "
             f"{documents.shape}; fill it with these documents."
         )
-    return type(target).__name__, target
+    return type(target).__name__, target, None
 
 
 def _train(learner: Learner, settings: QuantizerSettings) -> tuple[list[Point], tuple[Codes, np.ndarray | None] | None]:
     """The evaluations, and the best parts and query map; None where nothing was better than the start."""
     history = [Point(0, float("nan"), learner.agreement())]
     best, losses = None, []
+    if learner.quantizer.start.single_bits:
+        learner.fit_bits()
+        history.append(Point(0, float("nan"), learner.agreement()))
+        best = learner.state() if history[1].agreement > history[0].agreement else None
     evaluated = {round(settings.steps * number / settings.evaluations) for number in range(1, settings.evaluations + 1)}
     with bar(settings.steps, "learning the quantizer", "steps") as progress:
         for step in range(1, settings.steps + 1):

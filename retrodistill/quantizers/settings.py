@@ -25,10 +25,12 @@ class QuantizerSettings(Settings):
     """A fixed temperature instead of the measured one."""
     transform: Literal["free", "rotation", "fixed"] = "free"
     """`free` learns any linear map in place of the rotation: FAISS applies it to queries, and to documents that are
-    added later. `rotation` keeps it orthogonal. `fixed` keeps the start's. A factory without OPQ has none to learn."""
+    added later. `rotation` keeps it orthogonal. `fixed` keeps the start's, and so does `rotation` with single bits,
+    which a rotation does not decode best. A factory without OPQ or ITQ has none to learn."""
     codes: Literal["kept", "nearest"] = "kept"
-    """`kept` learns codebooks under the codes of the start. `nearest` takes the nearest codewords again at each
-    evaluation on the held-out queries. Kept codes are far better: learned codewords are no longer the nearest ones."""
+    """`kept` learns codebooks under the codes of the start; single bits are first fitted to the documents, together
+    with the map that decodes them. `nearest` takes the nearest codewords of 4 or 8 bits again at each evaluation on the
+    held-out queries. Kept codes are far better: learned codewords are no longer the nearest ones."""
     lists: Literal["fixed", "reassigned"] = "fixed"
     """With IVF: `fixed` keeps each document in its list; `reassigned` moves it to the list whose learned centroid has
     the highest inner product."""
@@ -76,3 +78,8 @@ class QuantizerSettings(Settings):
         count = min(max(1, int(self.held_out * len(pool))), self.held_out_most)
         held_out = np.sort(pool[:count])
         return np.setdiff1d(np.arange(len(sources)), held_out), held_out
+
+
+def with_query_map(settings: QuantizerSettings) -> QuantizerSettings:
+    """The settings with a query map. A free transform already maps the queries, so it becomes a rotation."""
+    return settings.model_copy(update={"query_map": True, "transform": "rotation"})

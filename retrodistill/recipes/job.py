@@ -195,9 +195,11 @@ def _parallel(recipe: Recipe, barred: Texts, notes: list[str]) -> Parallel:
 
 
 def learned_factory(recipe: Recipe, space: Encoder) -> str:
-    """The factory that index.learn starts from: the recipe's, or OPQ with its bytes per document, 16 by default."""
+    """The factory that index.learn starts from: the recipe's, or that of its bytes per document and bits per code."""
     is_written = recipe.index.factory not in ("Flat", "auto")
-    return recipe.index.factory if is_written else factory_for(recipe.index.bytes or 16, space.dimension)
+    if is_written:
+        return recipe.index.factory
+    return factory_for(recipe.index.bytes, space.dimension, bits=recipe.index.bits or 8)
 
 
 def texts_of_index(job: Job, settings: TextSettings) -> TrainingTexts:

@@ -187,8 +187,12 @@ def _random_vectors(count: int, width: int) -> np.ndarray:
 
 
 def learned_names(job: Job) -> list[str]:
-    """Names of the indexes that a job learns; with index.encoder, the last one trains a query encoder instead."""
-    return ["distilled"] if job.recipe.index.encoder is not None else ["distilled", "distilled-queries"]
+    """Names of the indexes that a job learns; with index.encoder, the last one trains a query encoder instead.
+
+    Mapped queries do not fit the vectors of a refinement.
+    """
+    refinement = read_form(learned_factory(job.recipe, job.space), job.space.dimension).refinement
+    return ["distilled"] if job.recipe.index.encoder is not None or refinement else ["distilled", "distilled-queries"]
 
 
 def learning_steps(job: Job, held: float, texts: TrainingTexts, count: int, *, is_timed: bool) -> Iterator[Step]:
@@ -205,7 +209,7 @@ def learning_steps(job: Job, held: float, texts: TrainingTexts, count: int, *, i
         if name not in left:
             yield Step(f"learn {name}: already learned", phase="learn")
             continue
-        out = 2 * index if name == "distilled" else index + student  # OPQ's index comes with the first
+        out = 2 * index if name == "distilled" else index + student  # its start's index comes with the first
         needs = Needs(memory, out=out, advice="set index.learn.whole, index.learn.sampled, or index.texts.limit lower")
         yield Step(f"learn {name}", settings.steps, "steps", seconds, needs, "learn")
 

@@ -21,10 +21,11 @@ from retrodistill.evaluation.systems import System
 from retrodistill.indexes.faiss_index import FaissIndex
 from retrodistill.indexes.learned import learn_index, save_query_map
 from retrodistill.quantizers import QuantizerSettings
-from retrodistill.quantizers.codes import reconstructed
+from retrodistill.quantizers.codes import reconstructed, start_name
+from retrodistill.quantizers.settings import with_query_map
 from retrodistill.rankers.corpus import CorpusScores
 from retrodistill.recipes.job import Job, learned_factory, texts_of_index
-from retrodistill.recipes.measuring import learning_key
+from retrodistill.recipes.measuring import learned_names, learning_key
 from retrodistill.recipes.reporting import Curves
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import train_students
@@ -37,7 +38,7 @@ _AGREEMENT_DEPTH = 10
 
 
 def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves]:
-    """The systems ``opq``, ``distilled`` (learned codes) and ``distilled-queries`` (learned queries, too) with curves.
+    """The systems ``opq`` or ``itq``, ``distilled`` (codes) and ``distilled-queries`` (queries, too) with curves.
 
     `seconds` receives the time of each step.
     """
@@ -49,13 +50,13 @@ def quantized(job: Job, seconds: dict[str, float]) -> tuple[list[System], Curves
     systems, curves = _learned(
         job, source, texts, settings.model_copy(update={"query_map": False}), "distilled", seconds
     )
-    if job.recipe.index.encoder is None:
-        # A free transform already maps the queries, so the separate query map comes with a rotation.
-        mapped = settings.model_copy(update={"query_map": True, "transform": "rotation"})
-        more, more_curves = _learned(job, source, texts, mapped, "distilled-queries", seconds)
+    if job.recipe.index.encoder is not None:
+        trained, curve = _with_encoder(job, texts, systems[-1].ranker, seconds)  # type: ignore[arg-type]
+        return [*systems, trained], {**curves, trained.name: curve}
+    if "distilled-queries" in learned_names(job):
+        more, more_curves = _learned(job, source, texts, with_query_map(settings), "distilled-queries", seconds)
         return [*systems, *more], {**curves, **more_curves}
-    trained, curve = _with_encoder(job, texts, systems[-1].ranker, seconds)  # type: ignore[arg-type]
-    return [*systems, trained], {**curves, trained.name: curve}
+    return systems, curves
 
 
 def _with_encoder(
@@ -82,7 +83,7 @@ def _with_encoder(
     log(f"{name}: agreement on {len(held_out)} held-out queries {after:.4f}, before training {before:.4f}: {verdict}")
     query_encoder = encoder if is_better else index.queries
     trained = FaissIndex(index.index, index.ids, index.space, query_encoder, index.factory, name)
-    trained.parents, trained.columns = index.parents, index.columns
+    trained.parents, trained.columns, trained.parameters = index.parents, index.columns, index.parameters
     trained.save(job.out / "indexes" / name)
     queries_by = f"dense:{name}" if is_better else job.space.name
     return System(name, trained, "student", job.space.name, queries_by), distilled.curves
@@ -102,7 +103,7 @@ def _learned(
     """
     settings = settings.model_copy(update={"seed": job.recipe.seed})
     factory, folder = learned_factory(job.recipe, job.space), job.out / "indexes" / name
-    start_folder = job.out / "indexes" / "opq"
+    start_folder = job.out / "indexes" / start_name(factory)
     inputs = {
         "documents": job.collection.documents.fingerprint,
         "space": job.space.fingerprint("document"),

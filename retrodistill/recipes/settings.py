@@ -23,7 +23,7 @@ from retrodistill.recipes.student_settings import StudentSettings, comparison_na
 from retrodistill.training.settings import StageSettings, Teachers, TextSettings, is_student
 
 # Names in results.json that a student cannot have.
-RESERVED_NAMES = ("bm25", "teacher", "exact", "ensemble", "target", "recorded", "control", "opq", "rewrites")
+RESERVED_NAMES = ("bm25", "teacher", "exact", "ensemble", "target", "recorded", "control", "opq", "itq", "rewrites")
 
 
 class IndexSettings(IndexOptions):
@@ -31,12 +31,22 @@ class IndexSettings(IndexOptions):
 
     learn: QuantizerSettings | None = None
     """Learn the quantizer from a teacher (Distill-VQ), in a recipe without students. The systems measured are `exact`,
-    `opq`, `distilled` and `distilled-queries`. `bytes` or `factory` sets the size of a code."""
+    `opq` (or `itq`, for bits), `distilled` and `distilled-queries`. `bytes` and `bits`, or `factory`, set the size of a
+    code."""
     texts: TextSettings = TextSettings()
     """The texts that `learn` uses as queries."""
     encoder: StageSettings | None = None
     """A stage that trains the query encoder against the learned codes, for `distilled-queries`. Without it, a linear
     map of the queries is learned together with the codes."""
+
+    @model_validator(mode="after")
+    def _code_fits(self) -> IndexSettings:
+        if self.learn is not None and self.bits is not None:
+            if self.factory not in ("Flat", "auto"):
+                raise ValueError(f"bits goes with bytes; factory {self.factory} already says how many a code has")
+            if self.bits not in (1, 4, 8):
+                raise ValueError(f"bits: {self.bits}: codes that are learned have 1, 4, or 8 bits")
+        return self
 
     @model_validator(mode="after")
     def _encoder_fits(self) -> IndexSettings:

@@ -147,16 +147,24 @@ def matrices(batch: int, width: int, vector: int) -> float:
 
 
 def learned_index(form: Form, documents: Texts, dimension: int) -> float:
-    """Bytes on disk of an index with a product quantizer: codes, ids, codewords, rotation, and centroids."""
+    """Bytes on disk of an index with a product quantizer: codes, ids, codewords, rotation, centroids, and vectors."""
     per_document = form.subspaces * form.bits / 8 + _LIST_NUMBER * bool(form.lists) + characters(documents, "id")
-    shared = form.width * (2**form.bits + form.lists + dimension * form.rotated)
+    per_document += refining(form) * dimension
+    words = 256 if form.bits == 1 else 2**form.bits  # bits are stored as bytes of eight dimensions
+    shared = form.width * (words + form.lists + dimension * form.rotated)
     return len(documents) * per_document + FLOAT * shared
+
+
+def refining(form: Form) -> int:
+    """Bytes per dimension of the vectors that a refinement stores."""
+    return {"Flat": FLOAT, "SQfp16": 2, "SQ8": 1, None: 0}[form.refinement]
 
 
 def learning(form: Form, documents: int, texts: int, dimension: int, settings: QuantizerSettings) -> float:
     """Bytes of learning a product quantizer of a number of documents from a number of texts."""
     held, trained = min(documents, MOST_HELD), len(training_rows(documents, max(form.lists, 2**form.bits)))
     kept = FLOAT * dimension * (held + texts) + documents * (form.subspaces + _LIST_NUMBER * bool(form.lists))
+    kept += 2 * documents * dimension * refining(form)
     start = FLOAT * (_START_COPIES * dimension * trained + min(CODED, trained) * form.subspaces * 2**form.bits)
     listed = held if documents <= settings.whole else settings.batch_size * settings.depth + settings.sampled
     step = matrices(settings.batch_size, listed, 0) + FLOAT * _STEP_COPIES * form.width * listed

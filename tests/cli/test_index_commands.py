@@ -75,6 +75,12 @@ class TestKinds:
         assert re.search(r"held-out queries \(0 to 1\): 0\.\d{4}, OPQ at the same bytes \(OPQ4,PQ4x4\) 0\.\d{4}", out)
         assert load_index(place).factory == "OPQ4,PQ4x4"
 
+    def test_bits_are_learned_and_compared_with_itq(self, build, tiny_model):
+        place, (status, out, _) = build(f"dense:{tiny_model}", "--learn", "--bits", "1", "--bytes", "2")
+        assert status == 0
+        assert re.search(r"\(0 to 1\): 0\.\d{4}, ITQ at the same bytes \(ITQ16,PQ16x1\) 0\.\d{4}", out)
+        assert load_index(place).factory == "ITQ16,PQ16x1"
+
     def test_exact_weights_pruned_documents_and_no_default_depth_beyond_the_index(self, build, call, sparse):
         place, (status, _, _) = build(sparse, "--bits", "32", "--prune", "4")
         assert status == 0
@@ -171,9 +177,12 @@ class TestMistakes:
         ("options", "said"),
         [
             (["--bits", "8"], "'bits' does not fit this kind of index: faiss takes factory"),
-            (["--learn", "--truncate", "8"], "--learn takes --bytes or --factory"),
+            (["--learn", "--truncate", "8"], "--learn takes --bytes and --bits, or --factory"),
             (["--bytes", "8", "--factory", "SQ8"], "bytes chooses the factory"),
             (["--learn"], "needs at least 256"),
+            (["--learn", "--bits", "1", "--factory", "PQ8"], "factory PQ8 already says how many a code has"),
+            (["--learn", "--bits", "2"], "codes have 1, 4 or 8 bits"),
+            (["--learn-queries", "--factory", "OPQ4,PQ4x4,RFlat"], "leave the refinement or the query map out"),
             (["--learn", "--factory", "HNSW32"], "cannot be learned"),
             (["--truncate", "40"], "choose from 1 to 32"),
             (["--recall", "1.5"], "recall: Input should be less than or equal to 1"),

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.data import load_collection
 from retrodistill.encoders.any_encoder import load_encoder
@@ -77,6 +78,45 @@ class TestDocumentsWithoutContent:
             assert index.ids == load_collection(tiny_folder).documents.ids
             assert index.columns.num_rows == 60
         assert load_index(tmp_path / "out" / "indexes" / "distilled").changes(load_collection(folder)) is None
+
+
+class TestBits:
+    def test_a_bit_per_dimension_starts_from_itq(self, recipe, tmp_path):
+        results = run_recipe(recipe(factory="Flat", bits=1), tmp_path / "out")
+        assert [one.name for one in results.systems][-3:] == ["itq", "distilled", "distilled-queries"]
+        index = load_index(tmp_path / "out" / "indexes" / "itq")
+        assert index.factory == "ITQ32,PQ32x1"
+
+    @pytest.mark.parametrize(
+        ("index", "message"),
+        [
+            ({"bits": 1}, "bits goes with bytes; factory OPQ4,PQ4x4 already says"),
+            ({"factory": "Flat", "bits": 2}, "bits: 2: codes that are learned have 1, 4, or 8 bits"),
+        ],
+    )
+    def test_bits_that_do_not_fit(self, recipe, index, message):
+        with pytest.raises(UserError, match=message):
+            recipe(**index)
+
+
+class TestRefinement:
+    def test_documents_are_ranked_again_by_their_vectors_and_queries_are_not_mapped(self, recipe, tmp_path):
+        made = recipe(factory="OPQ4,PQ4x4,RFlat")
+        results = run_recipe(made, tmp_path / "out")
+        assert [one.name for one in results.systems][-3:] == ["exact", "opq", "distilled"]
+        assert results.system("distilled").ndcg10 == results.system("exact").ndcg10  # 600 of 60 documents
+        assert load_index(tmp_path / "out" / "indexes" / "distilled").parameters == "k_factor_rf=10"
+
+    def test_a_query_encoder_learns_the_codes_and_keeps_the_parameters(self, recipe, tmp_path):
+        run_recipe(recipe(factory="OPQ4,PQ4x4,RFlat", encoder=ENCODER), tmp_path / "out")
+        assert load_index(tmp_path / "out" / "indexes" / "distilled-queries").parameters == "k_factor_rf=10"
+
+    def test_the_plan_knows_the_vectors(self, recipe, tmp_path):
+        made, out = recipe(factory="OPQ4,PQ4x4,RFlat"), tmp_path / "out"
+        step = next(step for step in _plan(open_job(made, out), is_timed=False).steps if step.step == "learn distilled")
+        run_recipe(made, out)
+        indexes = sum(file.stat().st_size for file in (out / "indexes").rglob("index.faiss"))
+        assert step.needs.out == pytest.approx(indexes, rel=0.25)
 
 
 class TestTheQueryEncoder:

@@ -1,0 +1,88 @@
+"""Binary codes: the bits of documents, and the map that decodes them, fitted in turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from retrodistill.encoders.vectors import Vectors, training_rows
+from retrodistill.quantizers.codes import Codes, read_vectors
+
+_ROUNDS = 12  # of map and bits; on NFCorpus, the error falls by 1% from the ninth round to the twelfth
+_SWEEPS = 2  # over the bits in a round
+_RIDGE = 1e-3  # of the number of documents
+_BLOCK = 16_384  # documents that get bits at once
+_MOST_SWEEPS = 10  # until no bit changes; some four do
+
+
+def fit_bits(start: Codes, documents: Vectors) -> Codes:
+    """Codes of single bits that decode to vectors close to the documents: a binary autoencoder without its encoder.
+
+    A document is decoded as ``b A``, with a sign of b for each bit, and with the mean of the documents, which adds the
+    same to every score and is left out. As in Carreira-Perpinan & Raziperchikolaei 2015 (CVPR, "Hashing with Binary
+    Autoencoders"), the map A and the bits are fitted in turn: A by ridge regression, and each bit in its turn as the
+    sign that leaves the smaller error. The rows of A are not orthogonal, as ITQ's are, so that a direction in which
+    documents differ much is told by several bits: the squared error of MiniLM's vectors is a third of ITQ's.
+
+    Args:
+        start: ITQ's codes of these documents.
+        documents: (n, d) float32. Up to 65,536 of them, drawn evenly, fit the map; all get bits, block by block.
+    """
+    rows = training_rows(len(start.codes), 1)
+    sample = read_vectors(documents, rows)
+    mean = sample.mean(axis=0)
+    sample -= mean
+    signs = _signs(start)[rows]
+    for _ in range(_ROUNDS):
+        decoder = _decoder(signs, sample)
+        _improve(signs, sample, decoder, _SWEEPS)
+    decoder = _decoder(signs, sample)
+    codes = np.empty_like(start.codes)
+    if len(rows) == len(codes):
+        codes[:] = signs > 0
+    else:
+        for first in range(0, len(codes), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            codes[block] = bits_of(read_vectors(documents, block) - mean, decoder)
+    lengths = np.linalg.norm(decoder, axis=1)
+    books = np.stack([-lengths, lengths], axis=1)[:, :, None]
+    return replace(start, rotation=decoder / lengths[:, None], codebooks=books, codes=codes)
+
+
+def bits_of(vectors: np.ndarray, decoder: np.ndarray) -> np.ndarray:
+    """(n, bits) uint8 bits of (n, d) centered vectors, each of which fits best given the others."""
+    signs = np.where(vectors @ np.linalg.pinv(decoder) > 0, np.float32(1), np.float32(-1))
+    _improve(signs, vectors, decoder, _MOST_SWEEPS)
+    return (signs > 0).astype(np.uint8)
+
+
+def _signs(codes: Codes) -> np.ndarray:
+    """(n, bits) float32, 1 where a document has the larger codeword and -1 where it has the smaller one."""
+    low, high = codes.codebooks[:, :, 0].T
+    return np.where((codes.codes > 0) == (high > low), np.float32(1), np.float32(-1))
+
+
+def _decoder(signs: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """(bits, d) float32 by ridge regression of vectors on signs."""
+    gram = signs.T @ signs + _RIDGE * len(signs) * np.eye(signs.shape[1], dtype=np.float32)
+    fitted: np.ndarray = np.linalg.solve(gram, signs.T @ vectors).astype(np.float32)
+    return fitted
+
+
+def _improve(signs: np.ndarray, vectors: np.ndarray, decoder: np.ndarray, sweeps: int) -> None:
+    """Flip, in place, bit by bit, the signs whose flip leaves a smaller error, up to a number of sweeps.
+
+    With the error e of a vector, a flip of bit j changes its square by ``4 (s_j e.a_j + a_j.a_j)``.
+    """
+    products = decoder @ decoder.T
+    alignment = (vectors - signs @ decoder) @ decoder.T  # (n, bits) of errors with rows of the decoder
+    for _ in range(sweeps):
+        flips = 0
+        for bit in range(signs.shape[1]):
+            flipped = np.flatnonzero(signs[:, bit] * alignment[:, bit] < -products[bit, bit])
+            alignment[flipped] += 2 * signs[flipped, bit, None] * products[bit]
+            signs[flipped, bit] *= -1
+            flips += len(flipped)
+        if not flips:
+            return
