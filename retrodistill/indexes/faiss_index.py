@@ -40,6 +40,7 @@ from retrodistill.indexes.factory import (
 from retrodistill.indexes.registry import IndexKind
 from retrodistill.indexes.selected import search_among
 from retrodistill.indexes.tuning import TuningResult, choose_factory, exact_labels, tune
+from retrodistill.quantizers.bits import add_bits
 from retrodistill.rankers.protocol import Queries, as_queries, check_k
 from retrodistill.runs.run import ties_among, top_k
 from retrodistill.training.texts import tuning_queries
@@ -244,7 +245,7 @@ class FaissIndex(Index):
         labels = np.arange(len(vectors)) + (int(self.labels[-1]) + 1 if len(self) else 0)
         if keeps_labels(self.index):
             self.index.add_with_ids(vectors, labels)
-        else:
+        elif not add_bits(self.index, vectors):
             self.index.add(vectors)
         self.labels = np.concatenate([self.labels, labels])
 

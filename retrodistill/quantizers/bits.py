@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from retrodistill.core.faiss import faiss
 from retrodistill.encoders.vectors import Vectors, training_rows
-from retrodistill.quantizers.codes import Codes, read_vectors
+from retrodistill.quantizers.codes import Codes, read_bits, read_vectors
 
 _ROUNDS = 12  # of map and bits; on NFCorpus, the error falls by 1% from the ninth round to the twelfth
 _SWEEPS = 2  # over the bits in a round
@@ -17,13 +19,13 @@ _MOST_SWEEPS = 10  # until no bit changes; some four do
 
 
 def fit_bits(start: Codes, documents: Vectors) -> Codes:
-    """Codes of single bits that decode to vectors close to the documents: a binary autoencoder without its encoder.
+    """Codes of single bits that decode to vectors close to the documents.
 
-    A document is decoded as ``b A``, with a sign of b for each bit, and with the mean of the documents, which adds the
-    same to every score and is left out. As in Carreira-Perpinan & Raziperchikolaei 2015 (CVPR, "Hashing with Binary
-    Autoencoders"), the map A and the bits are fitted in turn: A by ridge regression, and each bit in its turn as the
-    sign that leaves the smaller error. The rows of A are not orthogonal, as ITQ's are, so that a direction in which
-    documents differ much is told by several bits: the squared error of MiniLM's vectors is a third of ITQ's.
+    A document is decoded as ``mean + b A``, with a sign in b for each bit. As in the binary autoencoder of
+    Carreira-Perpinan & Raziperchikolaei (2015, arXiv 1501.00756), the map A and the bits are fitted in turn: A by ridge
+    regression, and each bit as the sign that leaves the smaller error, given the others. The rows of A are not
+    orthogonal, as ITQ's are, so that several bits tell where documents are in a direction in which they differ much:
+    the squared error of MiniLM's vectors is a third of ITQ's.
 
     Args:
         start: ITQ's codes of these documents.
@@ -46,8 +48,32 @@ def fit_bits(start: Codes, documents: Vectors) -> Codes:
             block = slice(first, first + _BLOCK)
             codes[block] = bits_of(read_vectors(documents, block) - mean, decoder)
     lengths = np.linalg.norm(decoder, axis=1)
-    books = np.stack([-lengths, lengths], axis=1)[:, :, None]
-    return replace(start, rotation=decoder / lengths[:, None], codebooks=books, codes=codes)
+    rotation = decoder / lengths[:, None]
+    middle = np.linalg.lstsq(rotation.T, mean, rcond=None)[0].astype(np.float32)  # whose image is the mean
+    books = np.stack([middle - lengths, middle + lengths], axis=1)[:, :, None]
+    return replace(start, rotation=rotation, codebooks=books, codes=codes)
+
+
+def add_bits(index: Any, vectors: np.ndarray) -> bool:
+    """Add (n, d) float32 vectors to a FAISS index of learned bits, alone or refined; False for any other index.
+
+    They get the bits that fit best. FAISS itself would take each bit for itself, which is right for orthogonal maps.
+    """
+    is_refined = isinstance(index, faiss.IndexRefine)
+    coded: Any = faiss.downcast_index(index.base_index if is_refined else index)
+    codes = read_bits(coded)
+    if codes is None:
+        return False
+    low, high = codes.codebooks[:, :, 0].T
+    center, decoder = (low + high) / 2 @ codes.rotation, (high - low)[:, None] / 2 * codes.rotation
+    inner: Any = faiss.downcast_index(coded.index)
+    for first in range(0, len(vectors), _BLOCK):
+        block = np.ascontiguousarray(vectors[first : first + _BLOCK], dtype=np.float32)
+        inner.add_sa_codes(np.packbits(bits_of(block - center, decoder), axis=1, bitorder="little"))
+        if is_refined:
+            index.refine_index.add(block)
+    coded.ntotal = index.ntotal = inner.ntotal
+    return True
 
 
 def bits_of(vectors: np.ndarray, decoder: np.ndarray) -> np.ndarray:

@@ -344,6 +344,24 @@ def _in_bytes(codes: Codes) -> Codes:
     return replace(codes, codebooks=groups[:, np.arange(8), bits], codes=packed)
 
 
+def read_bits(index: Any) -> Codes | None:
+    """The map and the codewords of single bits that `to_faiss` has written as bytes, without documents; else None."""
+    index = faiss.downcast_index(index)
+    if not isinstance(index, faiss.IndexPreTransform) or index.chain.size() != 1:
+        return None
+    linear: Any = faiss.downcast_VectorTransform(index.chain.at(0))
+    inner: Any = faiss.downcast_index(index.index)
+    is_bytes = isinstance(inner, faiss.IndexPQ) and (inner.pq.nbits, inner.pq.dsub) == (8, 8)
+    if not is_bytes or not isinstance(linear, faiss.LinearTransform):
+        return None
+    words = faiss.vector_to_array(inner.pq.centroids).reshape(inner.pq.M, 256, 8)
+    books = words[:, [0, 255]].transpose(0, 2, 1).reshape(-1, 2, 1)
+    rotation = faiss.vector_to_array(linear.A).reshape(linear.d_out, linear.d_in)
+    nothing = np.empty((0, len(books)), dtype=np.uint8)
+    codes = Codes(rotation, books.copy(), nothing)
+    return codes if np.array_equal(_in_bytes(codes).codebooks, words) else None
+
+
 def _rotated(rotation: np.ndarray, inner: Any) -> Any:
     """An index behind a linear map, (width, d) with orthonormal rows at first."""
     width, dimension = rotation.shape

@@ -5,7 +5,7 @@ import pytest
 
 from retrodistill.core.errors import UserError
 from retrodistill.quantizers import QuantizerSettings, factory_for, learn_quantizer, read_index, start_index, to_faiss
-from retrodistill.quantizers.bits import bits_of, fit_bits
+from retrodistill.quantizers.bits import add_bits, bits_of, fit_bits
 from retrodistill.quantizers.codes import reconstructed
 
 faiss = pytest.importorskip("faiss")
@@ -19,6 +19,12 @@ QUICK = QuantizerSettings(steps=20, evaluations=4, start_iterations=2, batch_siz
 
 def unit(vectors):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def written(index, folder):
+    """The path of its file."""
+    faiss.write_index(index, str(folder / "index"))
+    return str(folder / "index")
 
 
 @pytest.fixture(scope="module")
@@ -301,24 +307,40 @@ class TestFittedBits:
         return read_index(start_index("ITQ16,PQ16x1", documents))
 
     def test_the_error_is_smaller_than_that_of_itq(self, documents, start):
-        centered = documents - documents.mean(axis=0)
-
-        def error(codes):
-            decoded = codes.reconstruct()
-            return np.square(centered - (decoded - decoded.mean(axis=0))).sum()
-
-        assert error(fit_bits(start, documents)) < 0.8 * error(start)
+        errors = [np.square(documents - codes.reconstruct()).sum() for codes in (fit_bits(start, documents), start)]
+        assert errors[0] < 0.85 * errors[1]
 
     def test_no_flip_of_one_bit_makes_it_smaller(self, documents, start):
         fitted = fit_bits(start, documents)
-        centered = documents - documents.mean(axis=0)
-        bits = bits_of(centered, decoder := fitted.rotation * fitted.codebooks[:, 1])
-        signs = 2.0 * bits - 1
-        error = np.square(centered - signs @ decoder).sum(axis=1)
         for bit in range(16):
-            flipped = signs.copy()
-            flipped[:, bit] *= -1
-            assert (np.square(centered - flipped @ decoder).sum(axis=1) >= error - 1e-5).all()
+            codes = fitted.codes.copy()
+            codes[:, bit] ^= 1
+            flipped = replace(fitted, codes=codes).reconstruct()
+            errors = [np.square(documents - each).sum(axis=1) for each in (flipped, fitted.reconstruct())]
+            assert (errors[0] >= errors[1] - 1e-3).all()
+
+    @pytest.mark.parametrize("refinement", ["", ",RFlat"])
+    def test_added_documents_get_the_bits_that_they_would_have(self, documents, queries, refinement, tmp_path):
+        learned = learn_quantizer(documents[:250], queries[:, ::-1], f"ITQ32,PQ32x1{refinement}", QUICK)
+        index = faiss.read_index(written(learned.index, tmp_path))
+        assert add_bits(index, documents[250:])
+        assert index.ntotal == 300
+        codes = read_index(index)
+        error = np.square(documents - codes.reconstruct()).sum(axis=1)
+        plain = learned.index.base_index if refinement else learned.index
+        plain.add(documents[250:])
+        by_faiss = np.square(documents - read_index(plain).reconstruct()).sum(axis=1)
+        assert error[250:].mean() < by_faiss[250:].mean()
+        assert error[250:].mean() < 1.8 * error[:250].mean()
+        if refinement:
+            index.k_factor = 300
+            np.testing.assert_array_equal(index.search(documents[250:], 1)[1][:, 0], np.arange(250, 300))
+
+    @pytest.mark.parametrize("factory", ["OPQ4,PQ4x4", "PQ8", "OPQ4,PQ4", "OPQ8,IVF8,PQ8x4"])
+    def test_other_indexes_are_left_to_faiss(self, documents, factory):
+        index = start_index(factory, documents, iterations=1)
+        assert not add_bits(to_faiss(read_index(index)), documents[:5])
+        assert not add_bits(index, documents[:5])
 
     def test_documents_beyond_the_sample_get_bits_block_by_block(self, documents, start, monkeypatch):
         monkeypatch.setattr("retrodistill.encoders.vectors._SAMPLE", 200)
@@ -327,7 +349,7 @@ class TestFittedBits:
         monkeypatch.setattr("retrodistill.quantizers.bits._BLOCK", 7)
         np.testing.assert_array_equal(fit_bits(start, documents).codes, whole.codes)
         sample = documents[np.linspace(0, 299, 200).astype(int)]
-        decoder = whole.rotation * whole.codebooks[:, 1]
+        decoder = whole.rotation * (whole.codebooks[:, 1] - whole.codebooks[:, 0]) / 2
         np.testing.assert_array_equal(whole.codes, bits_of(documents - sample.mean(axis=0), decoder))
 
     def test_the_larger_codeword_is_bit_1_whatever_its_place(self, documents, start):
