@@ -11,14 +11,16 @@ from retrodistill.core.faiss import faiss
 from retrodistill.encoders.vectors import Vectors, training_rows
 from retrodistill.quantizers.codes import Codes, read_bits, read_vectors
 
-_ROUNDS = 12  # of map and bits; on NFCorpus, the error falls by 1% from the ninth round to the twelfth
+ROUNDS = 12  # of map and bits; on NFCorpus, the error falls by 1% from the ninth round to the twelfth
 _SWEEPS = 2  # over the bits in a round
 _RIDGE = 1e-3  # of the number of documents
 _BLOCK = 16_384  # documents that get bits at once
+_SHORTEST = np.float32(1e-6)  # length of a row of the map; those of documents that are all the same have none
+_CONDITION = 1e-3  # directions that the map hardly decodes are left out of the mean
 _MOST_SWEEPS = 10  # until no bit changes; some four do
 
 
-def fit_bits(start: Codes, documents: Vectors) -> Codes:
+def fit_bits(start: Codes, documents: Vectors, rounds: int = ROUNDS) -> Codes:
     """Codes of single bits that decode to vectors close to the documents.
 
     A document is decoded as ``mean + b A``, with a sign in b for each bit. As in the binary autoencoder of
@@ -30,13 +32,14 @@ def fit_bits(start: Codes, documents: Vectors) -> Codes:
     Args:
         start: ITQ's codes of these documents.
         documents: (n, d) float32. Up to 65,536 of them, drawn evenly, fit the map; all get bits, block by block.
+        rounds: Times that the map and the bits are fitted.
     """
     rows = training_rows(len(start.codes), 1)
     sample = read_vectors(documents, rows)
     mean = sample.mean(axis=0)
     sample -= mean
     signs = _signs(start)[rows]
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         decoder = _decoder(signs, sample)
         _improve(signs, sample, decoder, _SWEEPS)
     decoder = _decoder(signs, sample)
@@ -48,8 +51,9 @@ def fit_bits(start: Codes, documents: Vectors) -> Codes:
             block = slice(first, first + _BLOCK)
             codes[block] = bits_of(read_vectors(documents, block) - mean, decoder)
     lengths = np.linalg.norm(decoder, axis=1)
-    rotation = decoder / lengths[:, None]
-    middle = np.linalg.lstsq(rotation.T, mean, rcond=None)[0].astype(np.float32)  # whose image is the mean
+    is_used = lengths > _SHORTEST
+    rotation = np.where(is_used[:, None], decoder / np.maximum(lengths, _SHORTEST)[:, None], start.rotation)
+    middle = np.linalg.lstsq(rotation.T, mean, rcond=_CONDITION)[0].astype(np.float32)  # decodes to the mean
     books = np.stack([middle - lengths, middle + lengths], axis=1)[:, :, None]
     return replace(start, rotation=rotation, codebooks=books, codes=codes)
 

@@ -19,6 +19,7 @@ from retrodistill.evaluation.cost import BATCHES, fixed_threads
 from retrodistill.indexes.factory import build_faiss, empty_index, fewest_vectors
 from retrodistill.indexes.faiss_index import resolve_factory
 from retrodistill.indexes.registry import build_index
+from retrodistill.quantizers.bits import ROUNDS, fit_bits
 from retrodistill.quantizers.codes import read_form, read_index, start_index
 from retrodistill.quantizers.learning import KEPT, Targets
 from retrodistill.quantizers.settings import MOST_HELD, QuantizerSettings
@@ -244,6 +245,8 @@ def _learning_seconds(job: Job, settings: QuantizerSettings, texts: TrainingText
     step = _rate(lambda: [learner.step() for _ in range(_LEARNING_STEPS)], _LEARNING_STEPS)
     seconds += (settings.start_iterations - 1) * round_of_start + settings.steps * step
     seconds += (settings.evaluations + 1) * _rate(learner.agreement, 1)
+    if (parts := learner.quantizer.start).single_bits:
+        seconds += ROUNDS * _rate(lambda: fit_bits(parts, vectors, rounds=1), 1)
     if few < count:
         search = _rate(lambda: exact_search(queries[:_LEARNED_TEXTS], vectors, settings.depth), _LEARNED_TEXTS)
         seconds += (count - few) * search

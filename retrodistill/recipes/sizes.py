@@ -34,6 +34,7 @@ _POSTING = 12  # bytes of a term of a document: score, document, and their copy 
 _LIST_NUMBER = 8  # bytes of the number of a document's list, and of its row in an index with lists
 _RANKED = 128  # held-out queries that rank documents at once
 _START_COPIES = 4  # of the vectors that OPQ trains on: as given, rotated, decoded, and their products
+_BIT_COPIES = 6  # of those that bits are fitted to: as given, signs, errors, their products, and two of these
 _STEP_COPIES = 4  # of the reconstructed documents of a step, with their gradients
 _LAYER_VALUES = 20  # float32 values per token, layer, and width that a backward pass keeps; the feed-forward's with it
 
@@ -165,7 +166,8 @@ def learning(form: Form, documents: int, texts: int, dimension: int, settings: Q
     held, trained = min(documents, MOST_HELD), len(training_rows(documents, max(form.lists, 2**form.bits)))
     kept = FLOAT * dimension * (held + texts) + documents * (form.subspaces + _LIST_NUMBER * bool(form.lists))
     kept += 2 * documents * dimension * refining(form)
-    start = FLOAT * (_START_COPIES * dimension * trained + min(CODED, trained) * form.subspaces * 2**form.bits)
+    copies = _BIT_COPIES if form.bits == 1 else _START_COPIES
+    start = FLOAT * (copies * dimension * trained + min(CODED, trained) * form.subspaces * 2**form.bits)
     listed = held if documents <= settings.whole else settings.batch_size * settings.depth + settings.sampled
     step = matrices(settings.batch_size, listed, 0) + FLOAT * _STEP_COPIES * form.width * listed
     evaluation = FLOAT * held * (form.width + 2 * _RANKED)

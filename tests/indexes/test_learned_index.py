@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -6,6 +8,7 @@ from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.indexes.learned import _rescaled, learn_index, texts_to_learn_from
 from retrodistill.quantizers import QuantizerSettings
+from retrodistill.quantizers.codes import reconstructed
 from retrodistill.rankers.corpus import Products
 
 QUICK = QuantizerSettings(steps=6, evaluations=2, start_iterations=1, batch_size=8, depth=3, sampled=10)
@@ -52,3 +55,17 @@ def test_a_teachers_scores_get_mean_and_deviation_of_dense_ones(monkeypatch, mos
     wanted = (wanted - better.mean(1, keepdims=True)) / better.std(1, keepdims=True)
     wanted = wanted * dense.std(1, keepdims=True) + dense.mean(1, keepdims=True)
     np.testing.assert_allclose(_rescaled(scores, queries, documents)(rows, columns), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_added_documents_get_the_bits_that_fit_them_best(tiny, tiny_model):
+    encoder = load_encoder(f"dense:{tiny_model}")
+    later = tiny.documents.ids[-12:]
+    first = replace(tiny, documents=tiny.documents.select(tiny.documents.ids[:-12]))
+    texts = texts_to_learn_from(first)
+    learned, plain = (learn_index(first, encoder, texts, target="ITQ32,PQ32x1", settings=QUICK).index for _ in range(2))
+    learned.add(tiny.documents.select(later))
+    vectors = embed(encoder, tiny.documents.column, "document")
+    plain.index.add(vectors[-12:])
+    errors = [np.square(vectors - reconstructed(index.index))[-12:].sum(axis=1).mean() for index in (learned, plain)]
+    assert learned.ids == tiny.documents.ids
+    assert errors[0] < errors[1]

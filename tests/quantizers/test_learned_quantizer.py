@@ -352,6 +352,12 @@ class TestFittedBits:
         decoder = whole.rotation * (whole.codebooks[:, 1] - whole.codebooks[:, 0]) / 2
         np.testing.assert_array_equal(whole.codes, bits_of(documents - sample.mean(axis=0), decoder))
 
+    def test_documents_that_are_all_the_same_are_decoded_as_they_are(self, documents, start):
+        same, rows = np.repeat(documents[:1], 300, axis=0), start.rotation  # 16 dimensions of 32 can be decoded
+        np.testing.assert_allclose(
+            fit_bits(start, same).reconstruct()[:3] @ rows.T @ rows, same[:3] @ rows.T @ rows, atol=1e-4
+        )
+
     def test_the_larger_codeword_is_bit_1_whatever_its_place(self, documents, start):
         swapped = replace(start, codebooks=start.codebooks[:, ::-1].copy(), codes=1 - start.codes)
         np.testing.assert_array_equal(fit_bits(swapped, documents).codes, fit_bits(start, documents).codes)

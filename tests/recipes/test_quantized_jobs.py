@@ -87,6 +87,14 @@ class TestBits:
         index = load_index(tmp_path / "out" / "indexes" / "itq")
         assert index.factory == "ITQ32,PQ32x1"
 
+    def test_the_plan_knows_the_time_and_the_files_of_bits(self, recipe, tmp_path):
+        made, out = recipe(factory="Flat", bits=1), tmp_path / "out"
+        step = next(step for step in _plan(open_job(made, out), is_timed=True).steps if step.step == "learn distilled")
+        run_recipe(made, out)
+        indexes = [out / "indexes" / name / "index.faiss" for name in ("itq", "distilled")]
+        assert step.seconds > 0
+        assert step.needs.out == pytest.approx(sum(file.stat().st_size for file in indexes), rel=0.25)
+
     @pytest.mark.parametrize(
         ("index", "message"),
         [
