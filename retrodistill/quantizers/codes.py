@@ -335,7 +335,7 @@ def to_faiss(codes: Codes) -> Any:
 def _in_bytes(codes: Codes) -> Codes:
     """Codes of single bits as codes of 8 bits, each for eight dimensions, with the same scores and the same bytes.
 
-    FAISS adds up eight dimensions by one look-up: it searches them in a quarter of the time (evaluation/studies/
+    FAISS adds up eight dimensions by one look-up: it searches them in a fifth of the time or less (evaluation/studies/
     quantization-aware).
     """
     bits = np.arange(256)[:, None] >> np.arange(8) & 1  # (256, 8) of each byte, lowest first, as FAISS packs them
