@@ -289,7 +289,12 @@ class TextColumn(Sequence[str]):
 
 def spread(texts: Sequence[str], most: int) -> list[str]:
     """At most `most` texts, evenly spread."""
-    return [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, min(most, len(texts)), dtype=int))]
+    return [texts[row] for row in spread_rows(len(texts), most)]
+
+
+def spread_rows(count: int, most: int) -> np.ndarray:
+    """At most `most` of a number of rows, ascending, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(most, count), dtype=int))
 
 
 def row_batches(rows: Iterable[tuple[Any, ...]], schema: pa.Schema = SCHEMA) -> Iterator[pa.RecordBatch]:

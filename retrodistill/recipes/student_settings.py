@@ -102,6 +102,31 @@ class TrimSettings(Settings):
     """Precision of a static student's table on disk. It is float32 in memory."""
 
 
+class KeepSettings(Settings):
+    """What is kept of the inside of each layer of a transformer."""
+
+    heads: int | float | None = None
+    """Attention heads that each layer keeps: a number, or a share between 0 and 1; null keeps all. For BERT, RoBERTa,
+    XLM-RoBERTa, CamemBERT, ELECTRA, and DistilBERT. A student with fewer heads loads where retrodistill is
+    installed."""
+    units: int | float | None = None
+    """Feed-forward units that each layer keeps: a number, or a share between 0 and 1; null keeps all."""
+    texts: int = Field(default=1024, ge=0)
+    """Number of texts whose activations decide what is kept and what the output maps of a layer become: training
+    queries and titles, and documents if the student encodes them. 0 keeps what has the largest weights."""
+
+    @model_validator(mode="after")
+    def _some_part(self) -> KeepSettings:
+        if self.heads is None and self.units is None:
+            raise ValueError("keep needs a number of heads or of units, e.g. units: 0.5")
+        for name in ("heads", "units"):
+            kept = getattr(self, name)
+            share = isinstance(kept, float) and 0 < kept < 1
+            if kept is not None and not share and not (isinstance(kept, int) and kept >= 1):
+                raise ValueError(f"keep.{name}={kept}: give a number from 1, or a share between 0 and 1")
+        return self
+
+
 class StudentSettings(Settings):
     """One student."""
 
@@ -121,6 +146,11 @@ class StudentSettings(Settings):
     layers: int | None = Field(default=None, ge=1)
     """Number of transformer layers to keep, counted from the first, for every kind except `static`. For a tk student,
     the number of layers that contextualize its tokens, 2 by default."""
+    keep: KeepSettings | None = None
+    """Attention heads and feed-forward units that each of its layers keeps; all by default. The others are removed
+    before training, without gradients: by activations on texts of the collection, to which the output maps of the
+    layers are fitted. For transformers that encode or score whole texts: dense, sparse, multi-vector, and
+    cross-encoder students."""
     join: int | None = Field(default=None, ge=0)
     """Number of layers of a prett student that read the query and the document separately, by default two thirds of
     its layers."""

@@ -22,6 +22,7 @@ from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder, scores_pairs
 from retrodistill.encoders.modules import keep_first_layers, weights_digest
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker, decisive_settings
+from retrodistill.students.pruning import pruned
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.students.segment_head import Head, SegmentHead
 from retrodistill.training.lists import ListBatch
@@ -164,7 +165,7 @@ def train_pairs(run: StageRun) -> History:
 def _start(settings: Any, data: Any) -> CrossEncoder:
     source = settings.model.partition(":")[2]
     options = {name: getattr(settings, name) for name in ("head", "layers", "max_length")}
-    return cross_encoder_student(source, seed=data.seed, **options)
+    return pruned(cross_encoder_student(source, seed=data.seed, **options), settings, data)
 
 
 def _load(folder: str) -> CrossEncoderStudent:
@@ -191,7 +192,7 @@ KIND = Kind(
     ranker=lambda student, documents: CrossEncoderRanker(student.model, student.name),
     parts=("both_encoders",),
     defaults=lambda _: StageDefaults("both_encoders", {"learning_rate": 5e-5, "batch_size": 16}, 1.0),
-    options=frozenset({"head", "trim"}),
+    options=frozenset({"head", "keep", "trim"}),
     check=check_head,
     can_search=False,
     can_teach=True,

@@ -26,6 +26,7 @@ from retrodistill.encoders.modules import behind_exit, exits_of, with_modules
 from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.students.coded_documents import CodedVectors, QuantizedLoss
 from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss, MultiExitLoss, multi_exit, through_exit
+from retrodistill.students.pruning import pruned
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
 from retrodistill.training.prepared import labeled_places, teacher_rows, training_rows
@@ -91,7 +92,7 @@ def _set_max_length(model: SentenceTransformer, max_length: int, source: str) ->
 
 
 def start_dense(settings: Any, data: Any) -> SentenceTransformer:
-    """A recipe's dense student before training: cut, projected or mapped, with its exits."""
+    """A recipe's dense student before training: cut, pruned, projected or mapped, with its exits."""
     fitted, source = settings.initialize == "fitted", settings.model.partition(":")[2]
     dimension = data.space.dimension if fitted or settings.dimension == "space" else settings.dimension
     model = dense_student(
@@ -102,6 +103,7 @@ def start_dense(settings: Any, data: Any) -> SentenceTransformer:
         max_length=settings.max_length,
         seed=data.seed,
     )
+    pruned(model, settings, data)
     if fitted:
         texts = _fitted_texts(data)
         fit_map(model, texts, embed(data.space, texts, "query"), Encoder(model, "dense:student").prompt("query"))
@@ -318,7 +320,7 @@ KIND = Kind(
     ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     parts=("query_encoder", "both_encoders"),
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 4, "learning_rate": 5e-5, "batch_size": 32}),
-    options=frozenset({"initialize", "dimension", "lexical_dim", "exits", "project_exits", "trim"}),
+    options=frozenset({"initialize", "dimension", "lexical_dim", "exits", "project_exits", "keep", "trim"}),
     check=_check,
     index="faiss",
     has_own_documents=False,

@@ -275,7 +275,7 @@ KIND = replace(
     store_queries=lambda student, texts: store_vectors(student, texts, "query"),
     parts=("lexical",),
     defaults=lambda settings: replace(DENSE.defaults(settings), train="lexical"),
-    options=frozenset({"dimension", "lexical_dim", "trim"}),
+    options=frozenset({"dimension", "lexical_dim", "keep", "trim"}),
     check=_check,
     has_vector=False,
 )

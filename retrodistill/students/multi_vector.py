@@ -22,6 +22,7 @@ from retrodistill.encoders.modules import keep_first_layers
 from retrodistill.encoders.multi_vector import MultiVectorModel, Tokens, best_documents, fitted_on, token_encoder
 from retrodistill.rankers.bi_encoder import MultiVectorRanker
 from retrodistill.students.clustering import TokenClusters, with_clusters, without_clusters
+from retrodistill.students.pruning import pruned
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.students.stored_states import (
     HeadScorer,
@@ -230,7 +231,7 @@ def _blocks(student: MultiVectorModel, states: States, texts: Sequence[str]) -> 
 def _start(settings: Any, data: Any) -> MultiVectorEncoder:
     source, corpus = settings.model.partition(":")[2], data.collection.documents.column
     options = {name: getattr(settings, name) for name in ("dimension", "layers", "max_length", "expansion")}
-    return _at_stage(multi_vector_student(source, corpus, **options), settings, 0)
+    return _at_stage(pruned(multi_vector_student(source, corpus, **options), settings, data), settings, 0)
 
 
 def _at_stage(model: Any, settings: Any, stage: int) -> Any:
@@ -277,7 +278,7 @@ KIND = Kind(
     exhaustive=lambda student, name: StoredStatesRanker(student, name, _search),
     parts=("head", "both_encoders"),
     defaults=lambda _: StageDefaults("head", {"learning_rate": 1e-3, "batch_size": 32, "warmup": 0.05}, 0.02),
-    options=frozenset({"expansion", "dimension", "clusters", "clustered_from", "trim"}),
+    options=frozenset({"expansion", "dimension", "clusters", "clustered_from", "keep", "trim"}),
     complete=_complete,
     check=_check,
     at_stage=_at_stage,

@@ -23,6 +23,7 @@ from retrodistill.encoders.modules import keep_first_layers, with_modules
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.bi_encoder import SparseRanker
 from retrodistill.students.lexical_terms import LexicalTerms, token_ids
+from retrodistill.students.pruning import pruned
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
@@ -204,7 +205,8 @@ def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> di
 def _start(settings: Any, data: Any) -> SparseEncoder:
     options = {name: getattr(settings, name) for name in ("queries", "lexical_terms", "layers", "max_length")}
     options["head"] = settings.head or "splade"
-    return sparse_student(settings.model.partition(":")[2], data.collection.documents, **options)
+    model = sparse_student(settings.model.partition(":")[2], data.collection.documents, **options)
+    return pruned(model, settings, data)
 
 
 def _defaults(settings: Mapping[str, Any]) -> StageDefaults:
@@ -267,7 +269,7 @@ KIND = Kind(
     describe=_describe,
     parts=("head", "both_encoders"),
     defaults=_defaults,
-    options=frozenset({"queries", "head", "lexical_terms", "trim"}),
+    options=frozenset({"queries", "head", "lexical_terms", "keep", "trim"}),
     complete=_complete,
     check=_check,
     index="inverted",
