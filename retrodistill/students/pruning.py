@@ -4,8 +4,8 @@ Which ones, and what their layer's output map becomes, follows from activations 
 after those before it, so that it sees what they give now. Two ideas are published: importance by unlabeled activations
 (Nova et al., arXiv 2303.04185) and least squares on a layer's output (Kwon et al., arXiv 2204.09656, for one factor per
 head and unit). Here the whole output map is solved, and what goes is what this solution misses least: the Optimal Brain
-Surgeon (Hassibi and Stork 1992) on groups of inputs. Unlike a convex mask (KCM of the first paper), that sees that two
-units say the same (evaluation/pruned_encoders.py).
+Surgeon (Hassibi and Stork 1992) on groups of inputs. On MiniLM, that keeps more than the convex mask (KCM) of the first
+paper (evaluation/studies/pruning).
 """
 
 from __future__ import annotations
@@ -78,11 +78,13 @@ def prune(
 
 
 def transformer_of(model: Any) -> Transformer:
-    """The transformer of a model, possibly in a Router; a UserError if it has none."""
-    found = next((module for module in model.modules() if isinstance(module, Transformer)), None)
-    if found is None:
+    """The one transformer of a model, possibly in a Router; a UserError if it has none, or one for each side."""
+    found = [module for module in model.modules() if isinstance(module, Transformer)]
+    if not found:
         raise UserError(f"a model of {type(model[0]).__name__} has no heads and units to remove; leave 'keep' out.")
-    return found
+    if len(found) > 1:
+        raise UserError("a model with several transformers is not pruned; leave 'keep' out.")
+    return found[0]
 
 
 def kept_number(name: str, kept: Kept, count: int) -> int:
@@ -105,7 +107,7 @@ def _prune(module: Transformer, parts: Parts, number: int, sample: Sequence[Inpu
     for activations in _activations(module, out, sample):
         moments.add(activations)
     gram = moments.gram()
-    gram += np.eye(len(gram)) * max(_RIDGE * np.trace(gram) / len(gram), np.finfo(np.float64).tiny)
+    gram += np.eye(len(gram)) * max(_RIDGE * np.trace(gram) / len(gram), 1e-12)
     kept = least_missed(gram, weights, parts.width, number)
     places = parts.places(kept.tolist()).numpy()
     parts.keep(kept.tolist())

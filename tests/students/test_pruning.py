@@ -11,6 +11,7 @@ import pytest
 import torch
 from backbones import backbone, bi_encoder
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from transformers import BertModel
 
 import retrodistill as rd
@@ -351,6 +352,11 @@ class TestMistakes:
     def test_a_token_table(self, tiny_static, sample):
         with pytest.raises(UserError, match=r"^a model of StaticEmbedding has no heads and units to remove"):
             prune(load_bi_encoder(tiny_static), sample, units=8)
+
+    def test_a_transformer_for_each_side(self, model, sample):
+        router = Router.for_query_document([copy.deepcopy(model[0])], [model[0]])
+        with pytest.raises(UserError, match=r"^a model with several transformers is not pruned"):
+            prune(SentenceTransformer(modules=[router, *list(model)[1:]], device="cpu"), sample, units=8)
 
     @pytest.mark.parametrize("architecture", ["modernbert", "mpnet", "deberta-v2", "qwen3"])
     def test_heads_that_cannot_be_removed(self, architecture, sample, tmp_path):
