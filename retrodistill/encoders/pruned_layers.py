@@ -139,11 +139,15 @@ class PrunedTransformer(Transformer):
         is_peft_model: bool,
         **model_kwargs: Any,
     ) -> Any:
+        if backend != "torch":  # a graph has its own shapes
+            return super()._load_model(
+                model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
+            )
         kept = getattr(config, _KEPT_HEADS, None)
-        if kept is None or backend != "torch" or config.model_type not in _WITH_HEADS:
+        if kept is None or config.model_type not in _WITH_HEADS:
             raise UserError(
-                f"model {model_name_or_path} has fewer attention heads, which needs {_KEPT_HEADS} in its config.json, "
-                "one of the architectures that can have that, and the backend torch."
+                f"model {model_name_or_path} has fewer attention heads, which needs {_KEPT_HEADS} in its config.json "
+                f"and one of the architectures {', '.join(sorted(_WITH_HEADS))}."
             )
         stock = TRANSFORMER_TASK_TO_AUTO_MODEL[transformer_task]._model_mapping[type(config)]
 

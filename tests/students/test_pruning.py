@@ -23,6 +23,7 @@ from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder, l
 from retrodistill.encoders.pruned_layers import PrunedTransformer, heads_of, units_of
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.pace import start_model
+from retrodistill.recipes.stage_teachers import student_manifest
 from retrodistill.recipes.student_settings import StudentSettings
 from retrodistill.recipes.students import build_student
 from retrodistill.students import load_student
@@ -335,6 +336,14 @@ class TestStudents:
         size = sum(weights.numel() for weights in build_student(settings, data).parameters())
         monkeypatch.setattr("retrodistill.students.pruning._activations", None)  # not called
         assert sum(weights.numel() for weights in start_model(settings, data).parameters()) == size
+
+    def test_manifests_of_others_do_not_change(self, data, tiny_model):
+        def settings(**keep):
+            given = StudentSettings(model=f"dense:{tiny_model}", stages=STAGES, **keep)
+            return student_manifest(given, data).settings
+
+        assert "keep" not in settings()
+        assert settings(keep={"units": 8})["keep"] == {"heads": None, "units": 8, "texts": 1024}
 
     def test_without_queries_and_titles_there_are_sentences(self, data, tiny, tiny_model):
         bare = replace(data, collection=Collection.from_parts("bare", dict(tiny.bodies), {}, {}), queries=NOTHING)
