@@ -26,13 +26,13 @@ from retrodistill.core.turns import in_turn
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.divided_layers import make_divisible, runs_apart
 from retrodistill.encoders.layers import stack_of
 from retrodistill.encoders.modules import configurations, settings_of, tokenizers_digest, weights_digest
 from retrodistill.rankers.protocol import Ranker
 from retrodistill.runs.run import Run
 from retrodistill.students.cross_encoder import KIND as CROSS_ENCODER
 from retrodistill.students.cross_encoder import CrossEncoderStudent, train_pairs
-from retrodistill.students.divided_layers import make_divisible, runs_apart
 from retrodistill.students.stored_states import Reader, States, cached_states
 from retrodistill.training.stages import StageRun, evaluating
 from retrodistill.training.trainer import History

@@ -17,10 +17,10 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.divided_layers import from_states, knows_distances, make_divisible, states_before
 from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
 from retrodistill.students.cross_encoder import check_head, cross_encoder_student
-from retrodistill.students.divided_layers import from_states, knows_distances, make_divisible, states_before
 from retrodistill.students.late_interaction import (
     LATE_INTERACTION,
     LENGTHS,

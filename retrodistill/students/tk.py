@@ -14,10 +14,10 @@ from transformers import AutoModel
 
 from retrodistill.core.errors import UserError
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.divided_layers import some_token
 from retrodistill.encoders.layers import keep_layers, longest_text
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.multi_vector import fitted_on, principal_directions
-from retrodistill.students.divided_layers import some_token
 from retrodistill.students.late_interaction import (
     LATE_INTERACTION,
     LENGTHS,

@@ -10,6 +10,7 @@ from transformers import AlbertConfig, AlbertModel, AutoModel
 import retrodistill as rd
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
+from retrodistill.encoders.divided_layers import from_states, knows_distances, make_divisible, states_before
 from retrodistill.encoders.layers import keep_layers, longest_text
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import exit_model
@@ -17,7 +18,6 @@ from retrodistill.rankers import load_ranker
 from retrodistill.students import cross_encoder_student, dense_student, load_student
 from retrodistill.students.cross_encoder import CrossEncoderStudent
 from retrodistill.students.dense_variants import embeddings_by_exit, multi_exit
-from retrodistill.students.divided_layers import from_states, knows_distances, make_divisible, states_before
 from retrodistill.students.late_interaction import StoredDocuments, late_interaction
 from retrodistill.students.prett import PreTT, prett_student
 from retrodistill.students.static import _frame

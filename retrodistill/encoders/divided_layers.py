@@ -1,15 +1,18 @@
 """Run a part of the layers of any transformer: the first ones on texts, or the others on what those gave.
 
 Nothing here knows names of architectures. A transformer's own forward pass makes what its layers need, such as masks,
-rotary embeddings or a position bias; only the stack that it goes through is another one.
+rotary embeddings or a position bias; only the stack that it goes through is another one. `going_through` also lets
+other modules put something in the place of layers.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +21,23 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.layers import first_position, position_table, stack_of
 
 
-class _Part(NamedTuple):
+@dataclass(frozen=True)
+class _Part:
     """Layers from ``start`` on, which begin with ``states``; or those before ``stop``, after which the pass ends."""
 
     start: int = 0
     stop: int | None = None
     states: Tensor | None = None
 
+    def __call__(self, layers: Sequence[Any]) -> Sequence[Any]:
+        if self.states is None:
+            return [*layers[: self.stop], _Called(layers[self.stop or 0], None)]
+        first, *others = layers[self.start :]
+        return [_Called(first, self.states), *others]
 
-_PART: ContextVar[_Part | None] = ContextVar("part", default=None)  # one for each thread
+
+# What a forward pass goes through in the place of all layers, given these; one for each thread.
+_THROUGH: ContextVar[Callable[[Sequence[Any]], Sequence[Any]] | None] = ContextVar("through", default=None)
 
 
 class _ReachedError(Exception):
@@ -58,20 +69,25 @@ class _Called:
 
 
 class _Layers(nn.ModuleList):
-    """A transformer's stack, of which a forward pass inside `states_before` or `from_states` runs a part."""
+    """A transformer's stack, of which a forward pass inside `going_through` runs something else."""
 
     def __iter__(self) -> Iterator[Any]:
-        layers, part = list(super().__iter__()), _PART.get()
-        if part is None:
-            return iter(layers)
-        if part.states is None:
-            return iter([*layers[: part.stop], _Called(layers[part.stop or 0], None)])
-        first, *others = layers[part.start :]
-        return iter([_Called(first, part.states), *others])
+        layers, through = list(super().__iter__()), _THROUGH.get()
+        return iter(layers if through is None else through(layers))
+
+
+@contextmanager
+def going_through(layers: Callable[[Sequence[Any]], Sequence[Any]]) -> Iterator[None]:
+    """Let forward passes of divisible transformers inside the block go through what `layers` makes of their layers."""
+    token = _THROUGH.set(layers)
+    try:
+        yield
+    finally:
+        _THROUGH.reset(token)
 
 
 def make_divisible(transformer: Any) -> None:
-    """Let `states_before` and `from_states` run parts of a transformer, in place; its weights keep their names."""
+    """Let `states_before`, `from_states`, and `going_through` work on a transformer; its weights keep their names."""
     stack, owner, attribute = stack_of(transformer)
     if not isinstance(stack, _Layers):
         setattr(owner, attribute, _Layers(stack))
@@ -100,13 +116,11 @@ def _call_of(transformer: Any, layer: int, ids: Tensor, mask: Tensor, first: int
     if position_table(transformer) is not None:
         places = torch.arange(ids.shape[1], device=ids.device) + first + first_position(transformer)
         inputs["position_ids"] = places[None, :].expand(len(ids), -1)
-    token = _PART.set(_Part(stop=layer))
-    try:
-        transformer(input_ids=ids, attention_mask=some_token(mask).long(), **inputs)
-    except _ReachedError as reached:
-        return reached
-    finally:
-        _PART.reset(token)
+    with going_through(_Part(stop=layer)):
+        try:
+            transformer(input_ids=ids, attention_mask=some_token(mask).long(), **inputs)
+        except _ReachedError as reached:
+            return reached
     raise UserError(f"{type(transformer).__name__} does not go through its layers one by one.")
 
 
@@ -116,12 +130,9 @@ def from_states(model: Any, layer: int, states: Tensor, mask: Tensor) -> Any:
     Each token attends to those where the (n, tokens) bool `mask` is true. Positions count from the first token.
     """
     width = model.get_input_embeddings().embedding_dim
-    token = _PART.set(_Part(start=layer, states=states))
-    try:  # the embeddings of nothing give the shape, and are replaced
+    with going_through(_Part(start=layer, states=states)):  # the embeddings of nothing give the shape, and are replaced
         nothing = states.new_zeros(*states.shape[:2], width)
         return model(inputs_embeds=nothing, attention_mask=some_token(mask).long())
-    finally:
-        _PART.reset(token)
 
 
 def some_token(mask: Tensor) -> Tensor:
@@ -145,6 +156,15 @@ def knows_distances(transformer: Any) -> bool:
     return any(map(_tensors, declared.values())) or any(
         tensor.is_floating_point() for value in reached.others.values() for tensor in _tensors(value)
     )
+
+
+def mask_of_layers(transformer: Any, ids: Tensor, mask: Tensor) -> Tensor | None:
+    """The mask that layers of a divisible transformer take: (n, 1, tokens, tokens), bool or what is added to logits.
+
+    None if they take another one, or none where the (n, tokens) bool `mask` has padding.
+    """
+    found = _call_of(transformer, 0, ids, mask, 0, None).call.get("attention_mask")
+    return found if isinstance(found, Tensor) and found.ndim == mask.ndim + 2 else None
 
 
 def _tensors(value: Any) -> list[Tensor]:
