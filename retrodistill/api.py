@@ -35,7 +35,7 @@ from retrodistill.encoders.loading import (
     student_manifest,
 )
 from retrodistill.encoders.modules import weights_digest
-from retrodistill.encoders.names import parse_model_name, split_exit
+from retrodistill.encoders.names import parse_model_name, split_variant
 from retrodistill.encoders.reading import warn_of_length
 from retrodistill.evaluation import evaluating
 from retrodistill.evaluation.cost import CostConfig
@@ -237,7 +237,7 @@ def _to_trim(model: str, settings: TrimSettings, *, queries_only: bool) -> tuple
         raise UserError(
             f"{model} is {named.kind}: trimmed, it cannot search documents of the whole model; encode anew."
         )
-    manifest = student_manifest(split_exit(named.name)[0]) or Manifest("student", settings={"model": model})
+    manifest = student_manifest(split_variant(named.name)[0]) or Manifest("student", settings={"model": model})
     if queries_only and "query_space" not in manifest.about:
         space = searched_space(load_encoder(model))
         manifest = replace(manifest, about={**manifest.about, **space})

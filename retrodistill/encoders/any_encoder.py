@@ -21,7 +21,7 @@ from retrodistill.encoders.loading import (
     student_manifest,
 )
 from retrodistill.encoders.multi_vector import MultiVectorModel
-from retrodistill.encoders.names import ModelName, parse_model_name, split_exit
+from retrodistill.encoders.names import ModelName, parse_model_name, split_variant
 from retrodistill.encoders.onnx_encoders import OnnxEncoder, OnnxModel, OnnxSparseEncoder
 from retrodistill.encoders.onnx_runtime import OnnxExport, is_installed
 from retrodistill.encoders.sparse import SparseTextEncoder
@@ -83,12 +83,12 @@ def _load_name(name: ModelName) -> TextModel:
         if name.kind == "vectors":  # an API is asked by one process, which counts what is spent
             opened.loaded_from = name.anywhere
         return opened
-    return read_whole(split_exit(name.name)[0], lambda: _load_model(name))
+    return read_whole(split_variant(name.name)[0], lambda: _load_model(name))
 
 
 def _load_model(name: ModelName) -> TextModel:
     wrapper, load = _LOADERS[name.kind]
-    student = student_manifest(split_exit(name.name)[0])
+    student = student_manifest(split_variant(name.name)[0])
     load = partial(load, name.name, keep_adapters=True)
     export = chosen_export(name)
     encoder = wrapper(load(), str(name), student) if export is None else of_export(export, str(name), student, load)

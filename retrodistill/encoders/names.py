@@ -86,7 +86,7 @@ class ModelName:
     @property
     def anywhere(self) -> ModelName:
         """The same model for a process in another working directory: a folder or file gets its absolute path."""
-        is_here = bool(self.name) and path_of(split_exit(self.name)[0]).exists()
+        is_here = bool(self.name) and path_of(split_variant(self.name)[0]).exists()
         return ModelName(self.kind, os.path.abspath(path_of(self.name))) if is_here else self
 
 
@@ -94,7 +94,7 @@ def content_of(name: str) -> str | None:
     """Digest of the folder or file that a model's name (or the path of an index) means; None for any other name."""
     kind, _, place = name.partition(":")
     place = place if kind in KINDS else name
-    path = path_of(split_exit(place)[0])
+    path = path_of(split_variant(place)[0])
     if not place or not path.exists():
         return None
     bases = [content_of(base) for base in _bases(path)]
@@ -116,7 +116,7 @@ def relative_to(name: str | None, folder: Path) -> str | None:
     the way by the real places: links inside a project that is moved stay in use.
     """
     kind, _, place = (name or "").partition(":")
-    model, exit_layer = split_exit(place)
+    model, variant = split_variant(place)
     path = os.path.abspath(path_of(model))
     if name is None or not place or not os.path.exists(path):
         return name
@@ -124,7 +124,7 @@ def relative_to(name: str | None, folder: Path) -> str | None:
     way = os.path.relpath(path, os.path.abspath(folder))
     if not (os.path.exists(found := os.path.join(real, way)) and os.path.samefile(found, path)):
         way = os.path.relpath(os.path.realpath(path), real)
-    return f"{kind}:{way}" + ("" if exit_layer is None else f"@exit-{exit_layer}")
+    return f"{kind}:{way}" + ("" if variant is None else f"@{variant}")
 
 
 def found_from(name: str | None, folder: Path) -> str | None:
@@ -132,7 +132,7 @@ def found_from(name: str | None, folder: Path) -> str | None:
     kind, _, place = (name or "").partition(":")
     for start in (os.path.realpath(folder), os.path.abspath(folder)):  # earlier versions wrote the way by the names
         path = os.path.normpath(os.path.join(start, place))
-        if name and place and os.path.exists(split_exit(path)[0]):
+        if name and place and os.path.exists(split_variant(path)[0]):
             return f"{kind}:{path}"
     return name
 
@@ -160,9 +160,12 @@ def cannot_search(name: str) -> str:
     return f"model {name} scores pairs and cannot search a corpus; use it as a teacher, and mine with one of {kinds}."
 
 
-def split_exit(name: str) -> tuple[str, int | None]:
-    """Split ``NAME@exit-4`` into name and layer; the layer is None without one or if a folder has the whole name."""
-    match = re.fullmatch(r"(.+)@exit-(\d+)", name)
+def split_variant(name: str) -> tuple[str, str | None]:
+    """Split ``NAME@exit-4`` or ``NAME@keep-0.5`` into the name and what follows the ``@``.
+
+    The latter, a variant inside the model, is None without one or if a folder has the whole name.
+    """
+    match = re.fullmatch(r"(.+)@(exit-\d+|keep-\d+(?:\.\d+)?)", name)
     if match is None or path_of(name).exists():
         return name, None
-    return match[1], int(match[2])
+    return match[1], match[2]

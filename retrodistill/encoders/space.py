@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.modules import LENGTH_ADAPTIVE
 from retrodistill.encoders.vectors import check_dimensions
 
 if TYPE_CHECKING:
@@ -145,13 +146,19 @@ def changes_of_queries(encoder: TextModel, expected: Mapping[str, Any]) -> list[
     """How an encoder of the same weights encodes queries differently than by a contract; nothing for other weights.
 
     Other weights are those of a query tower of its own, or of a student that was trained again for the same documents.
+    Neither is a length-adaptive encoder that keeps another share of its tokens the same, changed: its name says which.
     An empty contract is unknown: nothing differs.
     """
     own = encoder.contract("query")
-    if not expected or own.get("weights") != expected.get("weights"):
+    if not expected or own.get("weights") != expected.get("weights") or _kept(own) != _kept(expected):
         return []
     own = contract_at(own, FORMAT if set(_SINCE) & set(expected) else 1)
     return [f"query {phrase}" for phrase in _differences(own, dict(expected))]
+
+
+def _kept(contract: Mapping[str, Any]) -> Any:
+    """What a length-adaptive encoder keeps; None for all tokens."""
+    return next((settings.get(LENGTH_ADAPTIVE) for _, settings in contract.get("modules", [])), None)
 
 
 def _differences(own: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:

@@ -27,7 +27,7 @@ from retrodistill.encoders.any_encoder import load_encoder, of_export
 from retrodistill.encoders.classic_names import write_classic_names
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role, encode_with
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.encoders.modules import fast_tokenizer_of, save_pretrained
+from retrodistill.encoders.modules import LENGTH_ADAPTIVE, fast_tokenizer_of, save_pretrained
 from retrodistill.encoders.names import KINDS, parse_model_name
 from retrodistill.encoders.onnx_runtime import FOLDER, MISSING, TOKENIZER, OnnxExport, instructions
 from retrodistill.exports.onnx_fidelity import DEPTH, Comparison, Fidelity, PairComparison, VectorComparison
@@ -152,6 +152,11 @@ def _about(model: Any) -> dict[str, Any]:
     if any(modules != first for modules in others):
         raise UserError(
             f"model {model.name} has one encoder for queries and one for documents; export them one by one."
+        )
+    if hasattr(first[0], LENGTH_ADAPTIVE):  # a number of tokens would become a constant of the graph
+        raise UserError(
+            f"model {model.name} drops tokens, and a graph has the same layers for all texts; export the model with "
+            "all tokens, without @keep-..., or run it in torch."
         )
     for role, modules in roles.items():
         if model.prompt(role) and not all(getattr(module, "include_prompt", True) for module in modules):

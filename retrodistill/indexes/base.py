@@ -33,7 +33,7 @@ from retrodistill.data.texts import Texts, id_places
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel
 from retrodistill.encoders.embeddings import embed
-from retrodistill.encoders.names import found_from, relative_to, split_exit
+from retrodistill.encoders.names import found_from, relative_to, split_variant
 from retrodistill.encoders.reading import readable, readable_queries
 from retrodistill.encoders.space import EmbeddingSpace, changes_of_queries
 from retrodistill.indexes.columns import (
@@ -680,7 +680,7 @@ def saved_name(queries: TextModel | None) -> str | None:
     """An encoder's name for a manifest; None for a model that was never saved and must be given at loading."""
     if queries is None or queries.name.partition(":")[2] == IN_MEMORY:
         return None
-    place = None if queries.loaded_from is None else split_exit(queries.loaded_from.name)[0]
+    place = None if queries.loaded_from is None else split_variant(queries.loaded_from.name)[0]
     return str(queries.loaded_from) if place and os.path.exists(place) else str(queries.name)
 
 

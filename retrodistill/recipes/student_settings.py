@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.core.settings import OneOf, Settings, value_errors
+from retrodistill.encoders.length_adaptive import LengthAdaptiveSettings
 from retrodistill.students.registry import (
     WHOLE_TRANSFORMER,
     Kind,
@@ -185,6 +186,9 @@ class StudentSettings(Settings):
     `student@exit-2`."""
     project_exits: bool = False
     """Whether each exit except the deepest gets its own linear map."""
+    length_adaptive: LengthAdaptiveSettings | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Tokens that a dense student may drop between its layers, to encode long texts faster. It is trained with all
+    tokens, with the fewest, and with a random share of them."""
     lexical_terms: bool = False
     """Whether the documents of a sparse student also weight their own tokens as BM25 does, with a learned weight per
     token. For inference-free queries. Dense students have `lexical_dim` instead."""

@@ -15,7 +15,8 @@ from retrodistill.core.files import check_replaceable
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.modules import ROUTE, exit_model, exits_of
+from retrodistill.encoders.length_adaptive import length_adaptive_settings
+from retrodistill.encoders.modules import KEEP, ROUTE, exit_model, exits_of
 from retrodistill.evaluation.results import REWRITES, Role
 from retrodistill.evaluation.systems import System
 from retrodistill.indexes import FaissSettings, build_index, load_index
@@ -61,15 +62,16 @@ def students_to_train(recipe: Recipe) -> Iterator[tuple[str, StudentSettings, Ro
 def variants_of(job: Job, students: Iterable[Distilled]) -> list[Distilled]:
     """Every student with its variants, in the order of the table.
 
-    Variants are its exits, its truncations, the one with its own tokens as queries, so that no model runs for them, and
-    the one whose documents are pooled after training to the number of vectors of the clustered student.
+    Variants are its exits, its shares of tokens, its truncations, the one with its own tokens as queries, so that no
+    model runs for them, and the one whose documents are pooled after training to the number of vectors of the clustered
+    student.
     """
     pooled = _pooled(job.recipe.students)
     variants = []
     for student in students:
         model: Any = student.encoder.model
         kind = kind_of(model)
-        variants += [student, *(_exits(student) if kind.is_dense else [])]
+        variants += [student, *([*_exits(student), *_shares(student)] if kind.is_dense else [])]
         if kind.has_terms and vocabulary_pooling(model) is not None:
             name, inputs = f"{student.name}@{_OWN_TOKENS}", {"student": student.encoder.fingerprint("document")}
             made_from = Manifest("student", inputs, {"queries": "own tokens"})
@@ -90,6 +92,7 @@ def variants_of(job: Job, students: Iterable[Distilled]) -> list[Distilled]:
 def planned_variants(job: Job, name: str, student: StudentSettings) -> list[str]:
     """Names of the variants of a student, as far as its settings tell."""
     names = [f"{name}@{ROUTE}{layer}" for layer in sorted(student.exits) if layer != student.layers]
+    names += [f"{name}@{KEEP}{keep:g}" for keep in (student.length_adaptive.keep if student.length_adaptive else [])]
     if student.head == "vdr":
         names.append(f"{name}@{_OWN_TOKENS}")
     if student.kind.has_vector:
@@ -112,10 +115,25 @@ def _exits(student: Distilled) -> Iterator[Distilled]:
     """All exits except the deepest, which is the student itself."""
     whole: Any = student.encoder
     for layer in exits_of(whole.model)[:-1]:
-        end = f"@{ROUTE}{layer}"
-        encoder = Encoder(exit_model(whole.model, layer), f"{whole.name}{end}", whole.student)
-        documents = encoder if student.documents is whole else student.documents
-        yield replace(student, name=f"{student.name}{end}", encoder=encoder, documents=documents)
+        yield _variant(student, f"@{ROUTE}{layer}", exit_model(whole.model, layer))
+
+
+def _shares(student: Distilled) -> Iterator[Distilled]:
+    """A length-adaptive student with each share of its tokens that its settings name."""
+    from retrodistill.encoders.token_dropping import keep_share
+
+    model: Any = student.encoder.model
+    settings = length_adaptive_settings(model)
+    for keep in [] if settings is None else settings.keep:
+        yield _variant(student, f"@{KEEP}{keep:g}", keep_share(model, keep))
+
+
+def _variant(student: Distilled, end: str, model: Any) -> Distilled:
+    """A model inside a student's as a student of its own, which encodes documents if the student does."""
+    whole: Any = student.encoder
+    encoder = Encoder(model, f"{whole.name}{end}", whole.student)
+    documents = encoder if student.documents is whole else student.documents
+    return replace(student, name=f"{student.name}{end}", encoder=encoder, documents=documents)
 
 
 def _saved(folder: Path, made_from: Manifest, make: Callable[[], Any]) -> AnyStudent:

@@ -23,8 +23,9 @@ from retrodistill.core.files import atomic_file
 from retrodistill.core.paths import path_of
 from retrodistill.core.published import without_local_folders
 from retrodistill.data.conversations import SEPARATOR
+from retrodistill.encoders.length_adaptive import length_adaptive_settings
 from retrodistill.encoders.loading import quiet_libraries
-from retrodistill.encoders.modules import ROUTE, exits_of
+from retrodistill.encoders.modules import KEEP, ROUTE, exits_of
 from retrodistill.evaluation.results import REWRITES, Results, SystemResult
 from retrodistill.objectives.registry import OBJECTIVES
 from retrodistill.report import columns, text
@@ -155,7 +156,7 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     kind = get_kind(facts.kind)
     title = str(inert(f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"))
     front, own_sections = _library_card(model, facts, title)
-    # The measured exits, truncations, and own-token queries of the student.
+    # The measured exits, shares of tokens, truncations, and own-token queries of the student.
     prefix = f"{facts.name}@"
     variants = [system for system in results.systems if system.name.startswith(prefix)] if results else []
     cuts = {int(end) for system in variants if re.fullmatch(r"\d+", end := system.name.removeprefix(prefix))}
@@ -190,6 +191,7 @@ def _templates() -> Environment:
     environment.finalize = inert
     environment.filters |= {"code": _code, "setting": _setting, "linked": _linked}
     environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
+    environment.globals |= {"length_adaptive_settings": length_adaptive_settings, "KEEP": KEEP}
     return environment
 
 

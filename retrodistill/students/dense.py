@@ -21,11 +21,20 @@ from retrodistill.encoders.any_encoder import DENSE, load_encoder
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.layers import longest_text
+from retrodistill.encoders.length_adaptive import length_adaptive_settings
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import behind_exit, exits_of, with_modules
+from retrodistill.encoders.token_dropping import make_length_adaptive
 from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.students.coded_documents import CodedVectors, QuantizedLoss
-from retrodistill.students.dense_variants import LeadingVectors, MatryoshkaLoss, MultiExitLoss, multi_exit, through_exit
+from retrodistill.students.dense_variants import (
+    LeadingVectors,
+    LengthAdaptiveLoss,
+    MatryoshkaLoss,
+    MultiExitLoss,
+    multi_exit,
+    through_exit,
+)
 from retrodistill.students.pruning import pruned
 from retrodistill.students.registry import Kind, StageDefaults
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
@@ -92,7 +101,7 @@ def _set_max_length(model: SentenceTransformer, max_length: int, source: str) ->
 
 
 def start_dense(settings: Any, data: Any) -> SentenceTransformer:
-    """A recipe's dense student before training: cut, pruned, projected or mapped, with its exits."""
+    """A recipe's dense student before training: cut, pruned, projected or mapped, with its exits or lengths."""
     fitted, source = settings.initialize == "fitted", settings.model.partition(":")[2]
     dimension = data.space.dimension if fitted or settings.dimension == "space" else settings.dimension
     model = dense_student(
@@ -107,6 +116,7 @@ def start_dense(settings: Any, data: Any) -> SentenceTransformer:
     if fitted:
         texts = _fitted_texts(data)
         fit_map(model, texts, embed(data.space, texts, "query"), Encoder(model, "dense:student").prompt("query"))
+    make_length_adaptive(model, settings.length_adaptive)
     if not settings.exits:
         return model
     exits = multi_exit(model, settings.exits, project=settings.project_exits)
@@ -194,7 +204,7 @@ def _batches(model: SentenceTransformer, texts: Sequence[str], prompt: str) -> I
 
 
 def train_dense(run: StageRun) -> History:
-    """Train a dense or static student through a stage, at all its exits and truncations."""
+    """Train a dense or static student through a stage, at all its exits, lengths, and truncations."""
     student, stage, data, prepared = run[:4]
     unit = student.similarity == "cosine"
     if stage.train != "query_encoder":
@@ -270,11 +280,12 @@ def loss_of_variants(
     make: Callable[[int, bool], DistillationLoss],
     make_coded: Callable[[int], DistillationLoss] | None = None,
 ) -> Any:
-    """The loss of a stage at all exits and truncations, with and without codes; the plain one without any.
+    """The loss of a stage at all exits, lengths, and truncations, with and without codes; or the plain one.
 
     ``make`` gives the loss on a number of leading dimensions; its second argument is False for all but the first of
     several, see ``alone`` of `DistillationLoss`. ``make_coded`` gives that on coded documents where they are stored.
     """
+    whole = student.dimension
 
     def with_codes(plain: DistillationLoss, cut: int) -> Any:
         if stage.quantize is None:
@@ -282,21 +293,28 @@ def loss_of_variants(
         coded = make(cut, False) if make_coded is None else make_coded(cut)
         return QuantizedLoss(student.model, plain, coded, stage.quantize, start=plain.start)
 
+    def truncated(alone: bool) -> tuple[Any, Any]:
+        """The loss at all truncations, and the student of the stage's start that it keeps."""
+        plain = make(whole, alone)
+        loss = with_codes(plain, whole)
+        if not stage.matryoshka:
+            return loss, plain.start
+        cuts = {cut: with_codes(make(cut, False), cut) for cut in {*stage.matryoshka} - {whole}}
+        return MatryoshkaLoss(student.model, {**cuts, whole: loss}, start=plain.start), plain.start
+
     exits = exits_of(student.model) if not student.is_static else []
-    whole, start = student.dimension, None
-    losses: dict[int, Any] = {}
-    for layer in exits or [0]:
-        plain = make(whole, not exits or layer == exits[-1])
-        losses[layer] = with_codes(plain, whole)
-        start = plain.start  # that of the deepest exit in the end
-        if stage.matryoshka:
-            cuts = {cut: with_codes(make(cut, False), cut) for cut in {*stage.matryoshka} - {whole}}
-            cuts[whole] = losses[layer]
-            losses[layer] = MatryoshkaLoss(student.model, cuts, start=start)
-    if not exits:
-        return losses[0]
-    kl_weight = 1.0 if stage.exit_kl is None else stage.exit_kl
-    return MultiExitLoss(student.model, losses, weights=stage.exit_weights, kl_weight=kl_weight, start=start)
+    if exits:
+        losses, start = {}, None
+        for layer in exits:
+            losses[layer], start = truncated(layer == exits[-1])  # the start is that of the deepest exit in the end
+        kl_weight = 1.0 if stage.exit_kl is None else stage.exit_kl
+        return MultiExitLoss(student.model, losses, weights=stage.exit_weights, kl_weight=kl_weight, start=start)
+    lengths = None if student.is_static else length_adaptive_settings(student.model)
+    loss, start = truncated(True)
+    if lengths is None:
+        return loss
+    shortest, random = (truncated(False)[0] for _ in range(2))
+    return LengthAdaptiveLoss(student.model, lengths, loss, shortest, random, start=start)
 
 
 def _check(settings: Any) -> None:
@@ -306,6 +324,10 @@ def _check(settings: Any) -> None:
         raise ValueError("a stage with train: lexical needs a lexical half; set the student's lexical_dim to its width")
     if settings.project_exits and not settings.exits:
         raise ValueError("project_exits is about exits; set exits, e.g. [2, 4]")
+    if settings.exits and settings.length_adaptive is not None:
+        raise ValueError("a student has exits or length_adaptive, not both; remove one, or train two students")
+    if settings.keep is not None and settings.length_adaptive is not None:
+        raise ValueError("a student is pruned (keep) or length_adaptive, not both; remove one, or train two students")
 
 
 KIND = Kind(
@@ -320,7 +342,9 @@ KIND = Kind(
     ranker=lambda student, documents: DenseRanker(documents, student, checked=False),
     parts=("query_encoder", "both_encoders"),
     defaults=lambda _: StageDefaults("query_encoder", {"epochs": 4, "learning_rate": 5e-5, "batch_size": 32}),
-    options=frozenset({"initialize", "dimension", "lexical_dim", "exits", "project_exits", "keep", "trim"}),
+    options=frozenset(
+        {"initialize", "dimension", "lexical_dim", "exits", "project_exits", "keep", "trim", "length_adaptive"}
+    ),
     check=_check,
     index="faiss",
     has_own_documents=False,

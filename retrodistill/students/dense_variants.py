@@ -1,9 +1,11 @@
-"""Variants of dense students inside one model: leading dimensions of a vector, and exits after some of its layers.
+"""Variants of dense students inside one model: leading dimensions of a vector, exits, and lengths of a text.
 
 Leading dimensions: Matryoshka (Kusupati et al. 2022, arXiv 2205.13147). A model with exits (ModularStarEncoder, arXiv
 2503.03008) is a transformer that gives all its layers and a Router with a route for each exit, which pools that layer's
 tokens: a saved folder loads without this package, as the deepest exit or, by ``encode(texts, task="exit-4")``, as any
 other. That runs all layers; `retrodistill.encoders.modules` cuts those above an exit, which makes it fast.
+
+Lengths: a model that drops tokens between its layers, see `retrodistill.encoders.length_adaptive`.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import log
+from retrodistill.encoders.divided_layers import make_divisible
 from retrodistill.encoders.layers import final_norm
-from retrodistill.encoders.modules import ROUTE, behind_exit, exit_model, exits_of, norm_of_exit, with_modules
+from retrodistill.encoders.length_adaptive import LengthAdaptiveSettings
+from retrodistill.encoders.modules import KEEP, ROUTE, behind_exit, exit_model, exits_of, norm_of_exit, with_modules
+from retrodistill.encoders.token_dropping import dropping
 from retrodistill.encoders.vectors import check_dimensions, leading
 from retrodistill.objectives.distributions import kl_divergence
 from retrodistill.objectives.lists import full_mask
@@ -93,6 +98,55 @@ def start_embeddings(start: nn.Module | None, columns: Sequence[dict[str, Any]],
     start.eval()
     with torch.no_grad():  # copies, since a model writes into the features that it is given
         return [encode(start, dict(features)) for features in columns]
+
+
+class LengthAdaptiveLoss(nn.Module):
+    """Applies a loss to the vectors of all tokens of a text, of the fewest, and of a random share of them.
+
+    This is the sandwich rule of the Length-Adaptive Transformer (arXiv 2010.07003), which is how models without all
+    layers or channels are trained (Yu and Huang 2019, arXiv 1903.05134). There, vectors of fewer tokens learn those of
+    all tokens; here, all of them learn from the teacher, which costs no more and does not change while they learn.
+
+    Args:
+        model: Made by `retrodistill.encoders.token_dropping.make_length_adaptive`.
+        settings: The model's own.
+        whole: `DistillationLoss` or `MatryoshkaLoss` of all tokens.
+        shortest: The same of the smallest share, an object of its own, as losses may have a state.
+        random: The same of a share that is drawn evenly between them in each step.
+        start: The student at the start of the stage, for ``lwf``, with all tokens.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        settings: LengthAdaptiveSettings,
+        whole: nn.Module,
+        shortest: nn.Module,
+        random: nn.Module,
+        *,
+        start: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.settings, self._start = model, settings, start
+        self.whole, self.shortest, self.random = whole, shortest, random
+        make_divisible(next(iter(model)).auto_model)  # as `dropping` needs it
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
+        """Terms by name, those of fewer tokens as ``name@keep-0.25`` and ``name@keep-random``."""
+        columns, least = list(sentence_features), self.settings.keep[-1]
+        start = start_embeddings(self._start, columns, lambda model, features: model(features)["sentence_embedding"])
+        drawn = least + (1 - least) * float(torch.rand(()))
+        terms: dict[str, Tensor] = {}
+        for suffix, keep, loss in (
+            ("", 1.0, self.whole),
+            (f"@{KEEP}{least:g}", least, self.shortest),
+            (f"@{KEEP}random", drawn, self.random),
+        ):
+            with dropping(self.settings, keep):
+                embeddings = [self.model(dict(features))["sentence_embedding"] for features in columns]
+            values = loss.compute_loss_from_embeddings(embeddings, labels, start)  # type: ignore[operator]
+            terms |= {term + suffix: value for term, value in values.items()}
+        return terms
 
 
 def multi_exit(model: SentenceTransformer, exits: Sequence[int], *, project: bool = False) -> SentenceTransformer:

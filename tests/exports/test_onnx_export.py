@@ -14,7 +14,10 @@ from backbones import ARCHITECTURES, bi_encoder
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders import encode_with, load_encoder, onnx_runtime
+from retrodistill.encoders.length_adaptive import LengthAdaptiveSettings
+from retrodistill.encoders.modules import save_pretrained
 from retrodistill.encoders.onnx_encoders import OnnxModel
+from retrodistill.encoders.token_dropping import make_length_adaptive
 from retrodistill.exports import onnx as export_module
 from retrodistill.exports.onnx import export_onnx
 from retrodistill.rankers.loading import load_ranker
@@ -352,6 +355,14 @@ class TestRefusals:
         monkeypatch.setattr(export_module, "_CLOSE", 1e-12)
         with pytest.raises(UserError, match="gives other results than torch"):
             export_onnx(f"dense:{tiny_model}", tmp_path / "onnx")
+
+    def test_a_model_that_drops_tokens(self, tiny_model, tmp_path):
+        model = in_torch(f"dense:{tiny_model}").model
+        make_length_adaptive(model, LengthAdaptiveSettings(layers=[1], keep=[0.5]))
+        save_pretrained(model, tmp_path / "model")
+        with pytest.raises(UserError, match=r"keep-0.5 drops tokens, .* export the model with all tokens"):
+            export_onnx(f"dense:{tmp_path / 'model'}@keep-0.5", tmp_path / "onnx")
+        assert not (tmp_path / "onnx").exists()
 
     def test_two_gigabytes(self, tiny_model, tmp_path, monkeypatch):
         monkeypatch.setattr("retrodistill.exports.onnx_graphs._LARGEST", 1000)

@@ -1,10 +1,12 @@
 """Forms of a student in a job: what is trained once, what is measured, and that each loads again."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.indexes import load_index
 from retrodistill.recipes import parse_recipe, run_recipe
@@ -131,6 +133,45 @@ class TestExits:
         both = {**STAGE, "train": "both_encoders"}
         results = job({"kind": "dense", "exits": [1], "stages": [both], "documents": "student"})
         assert results.system("student@exit-1").documents_by == "dense:student@exit-1"
+
+
+class TestLengths:
+    DROPPING: ClassVar = {"layers": [1], "keep": [0.5, 0.25], "by": "norm", "fewest": 4}
+
+    def test_a_plan_lists_them(self, recipe, write_recipe, tmp_path):
+        leaf = {"objectives": "leaf", "texts": STAGE["texts"], "training": STAGE["training"]}
+        student = {"kind": "dense", "length_adaptive": self.DROPPING, "stages": [leaf]}
+        steps = plan_recipe(write_recipe(recipe(student)), tmp_path / "out").to_json()["steps"][1:]
+        besides = [one["step"] for one in steps if one["step"].endswith("also measured")]
+        assert besides == ["student@keep-0.5: also measured", "student@keep-0.25: also measured"]
+
+    def test_each_is_measured_and_loads_by_its_name(self, job, tmp_path):
+        texts = {**STAGE["texts"], "documents": True}
+        leaf = {"objectives": "leaf", "texts": texts, "training": STAGE["training"]}
+        student = {
+            "kind": "dense", "length_adaptive": self.DROPPING, "stages": [leaf], "documents": "student",
+            "control": "untrained",
+        }  # fmt: skip
+        results = job(student)
+        shares = ["", "@keep-0.5", "@keep-0.25"]
+        expected = [f"{name}{share}" for name in ("control", "student") for share in shares]
+        assert [one.name for one in results.systems][2:] == expected
+        assert results.system("student@keep-0.5").documents_by == "dense:student@keep-0.5"
+        name = f"dense:{tmp_path / 'out' / 'students' / 'student'}@keep-0.5"
+        index = load_index(tmp_path / "out" / "indexes" / "student@keep-0.5", load_encoder(name))
+        assert index.search("star planet", k=3).scores.shape == (3,)
+        with pytest.raises(UserError, match="space"):
+            load_index(tmp_path / "out" / "indexes" / "student", load_encoder(name))
+        card = (tmp_path / "out" / "students" / "student" / "README.md").read_text()
+        assert "dense:FOLDER@keep-0.5" in card
+
+    def test_of_a_query_encoder_search_the_teachers_documents(self, job, tmp_path, tiny_model):
+        leaf = {"objectives": "leaf", "texts": STAGE["texts"], "training": STAGE["training"]}
+        results = job({"kind": "dense", "length_adaptive": self.DROPPING, "stages": [leaf]})
+        assert results.system("student@keep-0.25").documents_by == f"dense:{tiny_model}"
+        found = load_encoder(f"dense:{tmp_path / 'out' / 'students' / 'student'}@keep-0.3")
+        index = load_index(tmp_path / "out" / "indexes" / "student", found)
+        assert index.search("star planet", k=3).scores.shape == (3,)
 
 
 class TestTruncations:

@@ -8,6 +8,8 @@ from retrodistill.recipes import parse_recipe
 from retrodistill.recipes.settings import check_truncations
 from retrodistill.recipes.student_settings import StudentSettings, comparison_names, without_clusters
 
+DROPPING = {"layers": [1], "keep": 0.5}
+
 
 def student(model, train="both_encoders", **more):
     stage = {"objectives": "kl", "train": train, **more.pop("stage", {})}
@@ -35,6 +37,12 @@ class TestMistakes:
             ("dense:x", {"exits": [2, 2]}, "exits must be distinct layers, counted from 1"),
             ("dense:x", {"exits": [0]}, "exits must be distinct layers, counted from 1"),
             ("dense:x", {"project_exits": True}, "project_exits is about exits"),
+            ("dense:x", {"exits": [1], "length_adaptive": DROPPING}, "exits or length_adaptive, not both"),
+            ("dense:x", {"length_adaptive": {**DROPPING, "layers": [2, 2]}}, "layers must be distinct layers"),
+            ("dense:x", {"length_adaptive": {**DROPPING, "layers": [0]}}, "layers must be distinct layers"),
+            ("dense:x", {"length_adaptive": {**DROPPING, "keep": [0.5, 1]}}, "keep must be distinct shares between 0"),
+            ("dense:x", {"length_adaptive": {**DROPPING, "keep": 0}}, "keep must be distinct shares between 0 and 1"),
+            ("sparse:x", {"length_adaptive": DROPPING}, "length_adaptive is for dense students; this one is sparse"),
             ("dense:x", {"stage": {"exit_kl": 1}}, "need a student with exits"),
             ("dense:x", {"stage": {"exit_weights": {1: 2}}}, "need a student with exits"),
             ("dense:x", {"head": "vdr"}, "head is for .* students; this one is dense"),
