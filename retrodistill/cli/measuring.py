@@ -1,4 +1,4 @@
-"""Commands that measure: evaluate, compare."""
+"""Commands that measure: evaluate, compare, lengths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from retrodistill.cli.app import JsonOption, PassagesOption, app, show, show_json, this_command, with_engine
+from retrodistill.cli.app import (
+    JsonOption,
+    PassagesOption,
+    app,
+    show,
+    show_json,
+    this_command,
+    with_engine,
+    with_trust,
+)
 from retrodistill.core.errors import UserError
 from retrodistill.core.runtime import set_quiet
 
@@ -139,6 +148,43 @@ def compare(  # noqa: PLR0913, PLR0917 - one option each
         show_json(comparison.to_json())
     else:
         show(comparison_text(comparison))
+
+
+@app.command()
+@with_trust
+def lengths(
+    model: Annotated[str, Argument(help="A length-adaptive student: dense:FOLDER.")],
+    collection: Annotated[str, Option(help="Its texts are encoded: BEIR folder, beir/NAME, hf:NAME, or demo.")],
+    passages: PassagesOption = None,
+    queries: Annotated[bool, Option("--queries", help="Encode queries instead of documents.")] = False,
+    ms: Annotated[float | None, Option(help="Most milliseconds for a text alone.")] = None,
+    per_second: Annotated[float | None, Option(help="Fewest texts per second, in batches.")] = None,
+    threads: Annotated[int, Option(help="Threads of torch.", min=1)] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a length-adaptive student with several shares of its tokens, and choose the largest within a limit."""
+    from retrodistill.data import load_collection
+    from retrodistill.evaluation.cost import document_sample
+    from retrodistill.evaluation.lengths import SAMPLE, choose_length, measure_lengths
+
+    set_quiet(as_json)
+    loaded = load_collection(collection, passages=passages)
+    texts = loaded.queries.texts[:SAMPLE] if queries else document_sample(loaded)
+    costs = measure_lengths(model, texts, "query" if queries else "document", threads=threads)
+    chosen = None if ms is None and per_second is None else choose_length(costs, ms=ms, per_second=per_second)
+    if as_json:
+        show_json(
+            {
+                "lengths": [cost._asdict() for cost in costs],
+                "chosen": None if chosen is None else chosen.model,
+            }
+        )
+        return
+    show("tokens kept  texts/s  ms alone  cosine to all tokens")
+    for cost in costs:
+        show(f"{cost.keep:11.0%}  {cost.per_second:7.4g}  {cost.ms:8.3g}  {cost.cosine:20.3f}")
+    if chosen is not None:
+        show(f"use {chosen.model}")
 
 
 def _judged(collection: str, passages: str | None, split: str | None, qrels: Path) -> Collection:
