@@ -151,7 +151,9 @@ def knows_distances(transformer: Any) -> bool:
     ids, mask = torch.zeros((1, 2), dtype=torch.int64, device=device), torch.tensor([[True, False]], device=device)
     with torch.no_grad():
         reached = _call_of(transformer, 0, ids, mask, 0, None)
-    declared = {name: value for name, value in reached.call.items() if name not in ("hidden_states", "attention_mask")}
+    # transformers 5.0 also hands over where a cache, which encoders do not have, would be filled
+    known = ("hidden_states", "attention_mask", "cache_position")
+    declared = {name: value for name, value in reached.call.items() if name not in known}
     # Integers that a layer does not declare are positions that only the embeddings read, as RoBERTa hands them on.
     return any(map(_tensors, declared.values())) or any(
         tensor.is_floating_point() for value in reached.others.values() for tensor in _tensors(value)

@@ -130,11 +130,14 @@ def quantize_graph(source: Path, target: Path, *, reduce_range: bool, kept: Sequ
         reduce_range: Use 7 bits, since sums of products overflow 16 bits on processors without VNNI.
         kept: Names of nodes that stay in float32.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(str(source))
+    del model.graph.value_info[:]  # shapes between nodes, which the quantizer infers again; a few of torch's are wrong
     with _silence():
         quantize_dynamic(
-            str(source),
+            model,
             str(target),
             op_types_to_quantize=list(_QUANTIZED),
             per_channel=True,
