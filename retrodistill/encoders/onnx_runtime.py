@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -132,15 +133,18 @@ class Graph:
     def run(self, texts: Sequence[str] | Sequence[tuple[str, str]], tokens: int) -> np.ndarray:
         """(n, width) float32, for one text or more; a run has up to `tokens` tokens, padding included, or one text."""
         results = np.empty((0, 0), dtype=np.float32)
-        with ThreadPoolExecutor(_threads()) as pool:
+        with contextlib.ExitStack() as stack:
+            pool: ThreadPoolExecutor | None = None
             for start in range(0, len(texts), _CHUNK):
                 chunk = self._tokenizer.encode_batch_fast(
                     list(texts[start : start + _CHUNK]), add_special_tokens=self._special
                 )
                 batches = list(self._batches(chunk, tokens))
                 run = functools.partial(self._run, chunk)
-                # handing a short query to another thread would take a tenth of its time
-                values = pool.map(run, batches) if len(batches) > 1 else map(run, batches)
+                # threads are for several runs: to start one takes a tenth of the time of a short query
+                if pool is None and len(batches) > 1:
+                    pool = stack.enter_context(ThreadPoolExecutor(_threads()))
+                values = map(run, batches) if pool is None else pool.map(run, batches)
                 for rows, found in zip(batches, values, strict=True):
                     if not len(results):
                         results = np.empty((len(texts), found.shape[1]), dtype=np.float32)

