@@ -98,7 +98,7 @@ class TestTeachers:
         wanted = load_cross_encoder(bases["pairs"])
         wanted[0].model = adapted.base_model.model
         ranker = load_ranker(f"cross-encoder:{tmp_path / 'alone'}")
-        np.testing.assert_allclose(ranker._logits(PAIRS), wanted.predict(PAIRS), atol=1e-5)
+        np.testing.assert_allclose(ranker.logits(PAIRS), wanted.predict(PAIRS), atol=1e-5)
         pool = Run.from_dict({"q0": {"d0": 1.0, "d1": 2.0}})
         assert set(rd.score(tiny, pool, [ranker])[0].to_dict()["q0"]) == {"d0", "d1"}
 

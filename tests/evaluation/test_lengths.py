@@ -64,12 +64,14 @@ class TestTheCommand:
         assert len(printed.splitlines()) == 11
         assert printed.splitlines()[-1] == f"use dense:{folder}@keep-1"
 
+    @pytest.mark.slow
     def test_as_json_without_a_limit(self, call, folder, tiny_folder):
         _, printed, _ = call("lengths", f"dense:{folder}", "--collection", tiny_folder, "--queries", "--json")
         found = json.loads(printed)
         assert found["chosen"] is None
         assert len(found["lengths"]) == 9
 
+    @pytest.mark.slow
     def test_a_limit_that_no_share_keeps(self, call, folder, tiny_folder):
         code, _, said = call("lengths", f"dense:{folder}", "--collection", tiny_folder, "--per-second", "1e9")
         assert code == 2

@@ -71,7 +71,7 @@ class TestVectors:
 
     @pytest.mark.parametrize(
         "architecture",
-        ["roberta", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(set(ARCHITECTURES) - {"roberta"}))],
+        [pytest.param(name, marks=pytest.mark.slow) for name in sorted(ARCHITECTURES)],
     )
     def test_are_those_of_torch_for_each_architecture(self, architecture, tmp_path):
         name = f"dense:{bi_encoder(architecture, tmp_path)}"
@@ -88,6 +88,7 @@ class TestVectors:
         assert graph.is_static
         np.testing.assert_allclose(vectors_of(graph, "query"), vectors_of(model, "query"), atol=1e-6)
 
+    @pytest.mark.slow
     def test_of_a_hybrid_student(self, tiny_model, tiny, tmp_path):
         from retrodistill.students.hybrid import hybrid_student
 
@@ -98,7 +99,9 @@ class TestVectors:
         assert graph.dimension == 48
         np.testing.assert_allclose(vectors_of(graph, "query"), vectors_of(student, "query"), atol=1e-5)
 
-    @pytest.mark.parametrize(("activation", "most"), [("relu", 5), ("log1p_relu", None)])
+    @pytest.mark.parametrize(
+        ("activation", "most"), [("relu", 5), pytest.param("log1p_relu", None, marks=pytest.mark.slow)]
+    )
     def test_of_a_sparse_encoder(self, activation, most, tmp_path):
         model = sparse_models.splade(tmp_path / "bert", activation, max_active_dims=most)
         model.save_pretrained(str(tmp_path / "splade"), create_model_card=False)
@@ -107,6 +110,7 @@ class TestVectors:
         assert isinstance(graph, OnnxModel)
         np.testing.assert_allclose(vectors_of(graph, "document"), vectors_of(sparse, "document"), atol=1e-5)
 
+    @pytest.mark.slow
     def test_of_documents_whose_queries_need_no_model(self, tmp_path):
         model = sparse_models.inference_free(tmp_path / "bert")
         model.save_pretrained(str(tmp_path / "free"), create_model_card=False)
@@ -117,6 +121,7 @@ class TestVectors:
             np.testing.assert_allclose(vectors_of(graph, role), vectors_of(sparse, role), atol=1e-5)
         assert graph.is_inference_free
 
+    @pytest.mark.slow
     def test_have_the_prompts_of_their_roles(self, tiny_model, tmp_path):
         model = in_torch(f"dense:{tiny_model}").model
         model.prompts = {"query": "what whale ", "document": ""}
@@ -126,6 +131,7 @@ class TestVectors:
         np.testing.assert_allclose(vectors_of(graph, "query"), vectors_of(prompted, "query"), atol=1e-5)
         assert not np.allclose(vectors_of(graph, "query"), vectors_of(graph, "document"))
 
+    @pytest.mark.slow
     def test_of_a_truncated_model(self, tiny_model, tmp_path):
         model = in_torch(f"dense:{tiny_model}").model
         model.truncate_dim = 8
@@ -147,6 +153,7 @@ class TestCrossEncoders:
         np.testing.assert_allclose(graph.logits(pairs), model.logits(pairs), atol=1e-5)
         assert graph.fingerprint(tiny) != model.fingerprint(tiny)
 
+    @pytest.mark.slow
     def test_of_a_student_with_a_head_of_segments(self, tiny_model, tmp_path):
         from retrodistill.students.cross_encoder import cross_encoder_student
 
@@ -159,6 +166,7 @@ class TestCrossEncoders:
             student = load_ranker(f"cross-encoder:{tmp_path / 'student'}")
         np.testing.assert_allclose(graph.logits(pairs), student.logits(pairs), atol=1e-4)
 
+    @pytest.mark.slow
     def test_int8_is_checked_on_what_bm25_finds(self, tiny_cross_encoder, tiny, tmp_path):
         settings = {"quantize": "int8", "min_agreement": 0.5}
         report = export_onnx(f"cross-encoder:{tiny_cross_encoder}", tmp_path / "onnx", tiny, settings)

@@ -113,7 +113,7 @@ class TestCrossEncoder:
 
     def test_half_precision_is_another_teacher_and_has_a_fingerprint(self, tiny, cross_encoder, changed):
         half = load_ranker(changed(cross_encoder, "nothing").bfloat16())
-        assert half._owner.settings["dtype"] == "bfloat16"
+        assert half.owner.settings["dtype"] == "bfloat16"
         assert half.fingerprint(tiny) != load_ranker(cross_encoder).fingerprint(tiny)
 
     def test_remaining_counts_pairs_down(self, tiny, cross_encoder, candidates, tmp_path):

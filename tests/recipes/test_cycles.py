@@ -148,7 +148,7 @@ class TestCycle:
             assert isinstance(member, CrossEncoderRanker)
             standing = workshop(job).student_after("cross", number)
             pairs = [("what star", "star and planet"), ("what bread", "court and judge")]
-            assert np.allclose(member._logits(pairs), standing.score(pairs))
+            assert np.allclose(member.logits(pairs), standing.score(pairs))
 
     def test_mutual_is_the_mean_of_two_students_labels(self, cycle, tiny_cross_encoder, tmp_path):
         other = copy.deepcopy(cycle["students"]["cross"])

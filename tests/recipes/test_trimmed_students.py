@@ -100,8 +100,8 @@ class TestOtherKinds:
         "settings",
         [
             {"model": "sparse", "queries": "inference-free", "lexical_terms": True},
-            {"model": "multi-vector", "dimension": 16},
-            {"model": "dense", "lexical_dim": 16},
+            pytest.param({"model": "multi-vector", "dimension": 16}, marks=pytest.mark.slow),
+            pytest.param({"model": "dense", "lexical_dim": 16}, marks=pytest.mark.slow),
             {"model": "cross-encoder"},
         ],
         ids=lambda settings: settings["model"],

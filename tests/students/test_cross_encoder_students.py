@@ -13,7 +13,7 @@ class TestStart:
     def test_it_gives_raw_logits_of_one_label(self, tiny_cross_encoder):
         student = CrossEncoderStudent(cross_encoder_student(tiny_cross_encoder), "cross-encoder:s")
         teacher = load_ranker(f"cross-encoder:{tiny_cross_encoder}")
-        np.testing.assert_array_equal(student.score(PAIRS), teacher._logits(PAIRS))
+        np.testing.assert_array_equal(student.score(PAIRS), teacher.logits(PAIRS))
         assert student.score([]).shape == (0,)
 
     def test_layers_and_length_are_cut(self, tiny_cross_encoder):
@@ -45,4 +45,4 @@ class TestAfter:
         assert isinstance(student, CrossEncoderStudent)
         assert student.fingerprint("query") == CrossEncoderStudent(model, "c").fingerprint("document")
         teacher = load_ranker(f"cross-encoder:{tmp_path / 'saved'}")
-        np.testing.assert_allclose(teacher._logits(PAIRS), student.score(PAIRS), atol=1e-6)
+        np.testing.assert_allclose(teacher.logits(PAIRS), student.score(PAIRS), atol=1e-6)

@@ -99,7 +99,7 @@ class TestChoice:
             model = cross_encoder_student(tiny_cross_encoder, head=head)
             assert (
                 CrossEncoderStudent(model, "c").score(PAIRS).tolist()
-                == load_ranker(f"cross-encoder:{tiny_cross_encoder}")._logits(PAIRS).tolist()
+                == load_ranker(f"cross-encoder:{tiny_cross_encoder}").logits(PAIRS).tolist()
             )
         assert heads_of(prett_student(tiny_cross_encoder, DOCUMENTS)) == []
         assert heads_of(prett_student(tiny_model, DOCUMENTS, head="cls")) == []
@@ -130,7 +130,7 @@ class TestSaving:
         assert modules[1]["type"] == "retrodistill.students.segment_head.SegmentHead"
         wanted = whole.score(PAIRS)
         np.testing.assert_array_equal(load_student(tmp_path / "c").score(PAIRS), wanted)
-        np.testing.assert_allclose(load_ranker(f"cross-encoder:{tmp_path / 'c'}")._logits(PAIRS), wanted, atol=1e-6)
+        np.testing.assert_allclose(load_ranker(f"cross-encoder:{tmp_path / 'c'}").logits(PAIRS), wanted, atol=1e-6)
         library = CrossEncoder(str(tmp_path / "c"), trust_remote_code=True, device="cpu")
         np.testing.assert_allclose(library.predict(PAIRS), wanted, atol=1e-5)
 
