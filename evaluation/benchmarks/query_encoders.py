@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 import racing
 
+from retrodistill.core.paths import path_of
+from retrodistill.encoders.loading import PACKAGED_NAME, packaged_minilm
+
 _TIMED, _WARM_UP = 100, 10
 _COLUMNS = (
     "query encoder",
@@ -73,8 +76,9 @@ def megabytes(encoder: Any) -> float:
     export = getattr(encoder, "export", None)
     if export is not None:
         return (export.file.stat().st_size + (export.file.parent / "tokenizer.json").stat().st_size) / 1e6
-    tensors = encoder.model.state_dict().values()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+    folder = packaged_minilm() if encoder.name.endswith(PACKAGED_NAME) else path_of(encoder.name.partition(":")[2])
+    files = [file for file in folder.rglob("*") if file.suffix == ".safetensors" or file.name == "tokenizer.json"]
+    return sum(file.stat().st_size for file in files if file.parent.name != "onnx") / 1e6
 
 
 def measure(index: str, model: str, collection: Any) -> dict[str, Any]:
