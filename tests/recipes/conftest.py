@@ -89,6 +89,7 @@ def small_recipe(tiny_model):
             student["max_length"] = 32 if student["max_length"] else None
             student["dimension"] = 16 if isinstance(student["dimension"], int) else student["dimension"]
             student["join"] = 1 if student["join"] else None
+            student["layers"] = 1 if student["layers"] else None
             student["exits"] = [1] if student["exits"] else []
             for stage in student["stages"]:
                 stage["matryoshka"] = [16, 8] if stage["matryoshka"] else []
