@@ -164,12 +164,12 @@ def lengths(
 ) -> None:
     """Time a length-adaptive student with several shares of its tokens, and choose the largest within a limit."""
     from retrodistill.data import load_collection
-    from retrodistill.evaluation.cost import document_sample
+    from retrodistill.data.texts import spread
     from retrodistill.evaluation.lengths import SAMPLE, choose_length, measure_lengths
 
     set_quiet(as_json)
     loaded = load_collection(collection, passages=passages)
-    texts = loaded.queries.texts[:SAMPLE] if queries else document_sample(loaded)
+    texts = loaded.queries.texts[:SAMPLE] if queries else spread(loaded.documents.column, SAMPLE)
     costs = measure_lengths(model, texts, "query" if queries else "document", threads=threads)
     chosen = None if ms is None and per_second is None else choose_length(costs, ms=ms, per_second=per_second)
     if as_json:

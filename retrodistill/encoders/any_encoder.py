@@ -108,7 +108,7 @@ def chosen_export(name: ModelName) -> OnnxExport | None:
     """The ONNX export that a model runs from by the current encoding settings; None for torch.
 
     Raises:
-        UserError: The runtime is ``onnx``, and there is no export or no onnxruntime; or the export is of another model.
+        UserError: The runtime is ``onnx``, and the model was not exported; or the export belongs to another model.
     """
     encoding = current_encoding()
     is_wanted = encoding.runtime == "onnx"

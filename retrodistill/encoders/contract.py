@@ -38,7 +38,7 @@ Role = Literal["query", "document"]
 Result = TypeVar("Result")
 STUDENT_MANIFEST = "retrodistill.json"
 IN_MEMORY = "in-memory"  # name of a model object that was never saved
-TOKENS_PER_PASS, _TOKENS_ON_GPU = 4096, 65536
+TOKENS_PER_PASS, _TOKENS_ON_GPU = 4096, 65536  # forward, on a CPU and on a GPU
 _BYTES_PER_TOKEN = 4  # of UTF-8, in English and, with three bytes a character, about in Chinese
 _PROMPTS: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
@@ -78,6 +78,10 @@ class EncodingSettings(Settings):
             is_full = all(parameter.dtype == torch.float32 for parameter in model.parameters())
             precision = fastest_precision(model.device) if is_full else "float32"
         return self.model_copy(update={"precision": precision, "runtime": "torch"})
+
+    def in_onnx(self) -> EncodingSettings:
+        """These settings for a model in ONNX Runtime, whose graph has the precision."""
+        return self.model_copy(update={"runtime": "onnx", "precision": "float32"})
 
     def autocast(self, device: Any) -> contextlib.AbstractContextManager[Any]:
         """A context in which matrix products on a device have this precision, once it is resolved by `on`."""

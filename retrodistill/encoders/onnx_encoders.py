@@ -30,7 +30,7 @@ class OnnxModel(TextModel):
 
     def __init__(self, export: OnnxExport, name: str, student: Manifest | None, load: Callable[[], Any]) -> None:
         self.export, self.name, self.student, self._load = export, name, student, load
-        self.encoding = current_encoding().model_copy(update={"runtime": "onnx", "precision": "float32"})
+        self.encoding = current_encoding().in_onnx()
 
     @cached_property
     def model(self) -> Any:

@@ -43,7 +43,7 @@ class OnnxExport:
         """Open the export in a model's folder.
 
         Raises:
-            DamagedError: A graph is damaged, or a file of the model, such as its weights, is not the exported one.
+            UserError: A graph is damaged, or a file of the model, such as its weights, is not the exported one.
         """
         manifest = Manifest.read(folder / FOLDER, FILE_NAME)
         try:
@@ -166,7 +166,7 @@ class Graph:
             start += size
 
     def _run(self, encodings: Sequence[Encoding], rows: np.ndarray) -> np.ndarray:
-        width = max(1, *(len(encodings[row]) for row in rows), 1)
+        width = max(1, *(len(encodings[row]) for row in rows))
         ids = np.full((len(rows), width), self._padding, dtype=np.int64)
         mask, segments = np.zeros_like(ids), np.zeros_like(ids)
         for place, row in enumerate(rows):

@@ -151,6 +151,12 @@ def normalized(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(lengths > 0, lengths, 1.0)
 
 
+def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(n,) cosines of the rows of two (n, d) arrays; of two zero rows 1, of one 0."""
+    both_zero = ~left.any(axis=1) & ~right.any(axis=1)
+    return np.where(both_zero, 1.0, (normalized(left) * normalized(right)).sum(axis=1))
+
+
 def leading(vectors: np.ndarray, dimensions: int | None, *, unit: bool) -> np.ndarray:
     """Truncate (n, d) vectors to their leading dimensions (Matryoshka), normalized again if `unit`; None keeps all."""
     if dimensions is None or dimensions == vectors.shape[1]:

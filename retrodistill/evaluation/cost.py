@@ -19,6 +19,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.core.faiss import faiss
 from retrodistill.core.runtime import log, release_freed_memory
 from retrodistill.data.collection import Collection
+from retrodistill.data.texts import spread
 from retrodistill.evaluation.results import Cost, Timing
 from retrodistill.rankers.documents import searched
 from retrodistill.rankers.protocol import Ranker
@@ -189,7 +190,7 @@ def _rates(encoder: Any, collection: Collection, threads: int) -> dict[str, Any]
     count_tokens = _tokenizer(encoder)
     if count_tokens is None:
         return {}
-    total, texts = len(collection.documents), document_sample(collection)
+    total, texts = len(collection.documents), spread(collection.documents.column, _DOCUMENTS)
     encoder.encode(texts[:_WARM_UP], "document")
     encode = partial(encoder.encode, texts, "document")
     start = time.perf_counter()
@@ -201,13 +202,6 @@ def _rates(encoder: Any, collection: Collection, threads: int) -> dict[str, Any]
         # Significant digits, because the time of a small corpus must not be rounded to 0.
         "encode_seconds": float(f"{seconds / len(texts) * total:.3g}"),
     }
-
-
-def document_sample(collection: Collection) -> list[str]:
-    """Texts of documents to time, at most 64, evenly spread."""
-    total = len(collection.documents)
-    rows = np.linspace(0, total - 1, min(_DOCUMENTS, total), dtype=int)
-    return [collection.documents.slice(int(row), int(row) + 1)[0] for row in rows]
 
 
 def _tokenizer(encoder: Any) -> Callable[[Sequence[str]], int] | None:

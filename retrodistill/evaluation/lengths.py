@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from retrodistill.encoders.length_adaptive import length_adaptive_settings
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import KEEP
 from retrodistill.encoders.names import parse_model_name, split_variant
+from retrodistill.encoders.vectors import cosines
 from retrodistill.evaluation.cost import fixed_threads
 
-SAMPLE = 64  # queries that are enough
+SAMPLE = 64  # texts that are enough
 _ALONE = 16  # texts that are encoded one by one
 _ROUNDS = 3  # the fastest counts: other work on the machine only makes a round slower
 
@@ -42,7 +43,7 @@ def measure_lengths(name: str, texts: Sequence[str], role: Role = "document", *,
         threads: Of torch.
 
     Raises:
-        UserError: The model is not length-adaptive, or there is no text.
+        UserError: The model is not length-adaptive, or no texts are given.
     """
     from retrodistill.encoders.token_dropping import keep_share
 
@@ -88,8 +89,7 @@ def choose_length(
 
 
 def _cost(encoder: Encoder, keep: float, texts: Sequence[str], role: Role, whole: np.ndarray) -> LengthCost:
-    found: Any = encoder.encode(texts, role)  # the warm-up, too
-    cosines = (found * whole).sum(axis=1) / (np.linalg.norm(found, axis=1) * np.linalg.norm(whole, axis=1))
+    cosine = float(cosines(encoder.encode(texts, role), whole).mean())  # the warm-up, too
     rounds, alone = [], []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
@@ -97,7 +97,7 @@ def _cost(encoder: Encoder, keep: float, texts: Sequence[str], role: Role, whole
         rounds.append(time.perf_counter() - start)
         alone.append([_seconds(encoder, text, role) for text in texts[:_ALONE]])
     ms = 1000 * float(np.median(np.min(alone, axis=0)))
-    return LengthCost(encoder.name, keep, len(texts) / min(rounds), ms, float(cosines.mean()))
+    return LengthCost(encoder.name, keep, len(texts) / min(rounds), ms, cosine)
 
 
 def _seconds(encoder: Encoder, text: str, role: Role) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.modules import LENGTH_ADAPTIVE, fast_tokenizer_of, save_pretrained
 from retrodistill.encoders.names import KINDS, parse_model_name
 from retrodistill.encoders.onnx_runtime import FOLDER, MISSING, TOKENIZER, OnnxExport, instructions
-from retrodistill.exports.onnx_fidelity import DEPTH, Comparison, Fidelity, PairComparison, VectorComparison
+from retrodistill.exports.onnx_fidelity import DEPTH, Comparison, Fidelity, PairComparison, VectorComparison, as_array
 from retrodistill.exports.onnx_graphs import input_names, quantizable_nodes, quantize_graph, write_graph
 from retrodistill.rankers.cross_encoder import OnnxCrossEncoderRanker, open_cross_encoder
 from retrodistill.students.registry import load_student
@@ -217,7 +217,7 @@ def _check(export: OnnxExport, model: Any) -> None:
         pairs = list(zip(texts, reversed(texts), strict=True))
         results = [(graph.logits(pairs)[:, None], model.logits(pairs)[:, None])]
     else:
-        results = [(_array(graph.encode(texts, role)), _array(model.encode(texts, role))) for role in export.roles]
+        results = [(as_array(graph.encode(texts, role)), as_array(model.encode(texts, role))) for role in export.roles]
     for found, wanted in results:
         lengths = np.maximum(np.linalg.norm(wanted, axis=1), 1e-6)
         apart = float((np.linalg.norm(found - wanted, axis=1) / lengths).max())
@@ -228,11 +228,6 @@ def _check(export: OnnxExport, model: Any) -> None:
             )
 
 
-def _array(vectors: Any) -> np.ndarray:
-    array: np.ndarray = vectors.toarray() if hasattr(vectors, "toarray") else vectors
-    return array
-
-
 def _quantized(
     export: OnnxExport, comparison: Comparison, settings: OnnxSettings, name: str
 ) -> tuple[OnnxExport, Fidelity]:
@@ -240,19 +235,21 @@ def _quantized(
     folder = export.folder / FOLDER
     target = instructions() if settings.instructions == "auto" else settings.instructions
     graphs = {"float32": _FLOAT, "int8": f"model_qint8_{target}.onnx"}
-    quantized = OnnxExport(export.folder, replace(export.manifest, about={**export.manifest.about, "graphs": graphs}))
+    manifest = replace(export.manifest, about={**export.manifest.about, "graphs": graphs})
     matrices = quantizable_nodes(folder / _FLOAT)
 
-    def attempt(kept: Sequence[str]) -> Fidelity:
+    def quantized(kept: Sequence[str]) -> OnnxExport:
         quantize_graph(folder / _FLOAT, folder / graphs["int8"], reduce_range=target == "avx2", kept=kept)
-        fresh = OnnxExport(quantized.folder, quantized.manifest)  # its graph is read anew
-        return replace(comparison.fidelity(fresh), kept=len(kept), matrices=len(matrices))
+        return OnnxExport(export.folder, manifest)  # a new one, whose graph is read anew
+
+    def attempt(kept: Sequence[str]) -> Fidelity:
+        return replace(comparison.fidelity(quantized(kept)), kept=len(kept), matrices=len(matrices))
 
     log(f"quantizing to int8 ({target})")
     best = attempt([])
     if best.agreement < settings.min_agreement and matrices:
         log(f"int8 finds {best.agreement:.1%} of the same {DEPTH} best documents; looking for matrices to leave alone")
-        order = _by_loss(quantized, matrices, comparison, reduce_range=target == "avx2")
+        order = _by_loss(matrices, lambda kept: comparison.similarity(quantized(kept)))
         for share in _KEPT:
             best = attempt(order[: math.ceil(share * len(order))])
             if best.agreement >= settings.min_agreement:
@@ -263,21 +260,20 @@ def _quantized(
             f"{best.similarity:.4f}) with {best.kept} of {best.matrices} matrices in float32, less than min_agreement="
             f"{settings.min_agreement:g}; accept less, or export without int8."
         )
-    return OnnxExport(quantized.folder, quantized.manifest), best
+    return OnnxExport(export.folder, manifest), best
 
 
-def _by_loss(export: OnnxExport, matrices: list[str], comparison: Comparison, *, reduce_range: bool) -> list[str]:
-    """The matrices, those first whose quantization alone moves results furthest."""
-    folder = export.folder / FOLDER
-    target = folder / export.manifest.about["graphs"]["int8"]
-    losses = []
+def _by_loss(matrices: list[str], similarity: Callable[[Sequence[str]], float]) -> list[str]:
+    """The matrices, those first whose quantization alone moves results furthest.
+
+    `similarity` is that of a graph in which some matrices stay in float32.
+    """
+    found = []
     with bar(len(matrices), "measuring matrices", "matrices") as progress:
         for name in matrices:
-            others = [other for other in matrices if other != name]
-            quantize_graph(folder / _FLOAT, target, reduce_range=reduce_range, kept=others)
-            losses.append(1 - comparison.similarity(OnnxExport(export.folder, export.manifest)))
+            found.append(similarity([other for other in matrices if other != name]))
             progress.update(1)
-    return [matrices[place] for place in np.argsort(-np.array(losses), kind="stable")]
+    return [matrices[place] for place in np.argsort(found, kind="stable")]
 
 
 def _seal(export: OnnxExport, model: Any, fidelity: Fidelity | None, settings: OnnxSettings) -> None:

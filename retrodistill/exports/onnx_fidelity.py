@@ -10,9 +10,10 @@ import numpy as np
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Collection
-from retrodistill.data.texts import spread
+from retrodistill.data.texts import spread, spread_rows
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.onnx_runtime import OnnxExport
+from retrodistill.encoders.vectors import cosines
 from retrodistill.rankers.bm25 import BM25Ranker
 from retrodistill.rankers.protocol import pair_texts
 from retrodistill.runs.agreement import overlap
@@ -60,27 +61,27 @@ class VectorComparison:
         whole = running(export)
         texts = {"query": tuning_queries(collection).texts, "document": spread(collection.documents.column, _DOCUMENTS)}
         self._texts: dict[Role, list[str]] = texts  # type: ignore[assignment]
-        self._whole = {role: whole.encode(own, role) for role, own in self._texts.items()}
+        self._whole = {role: as_array(whole.encode(own, role)) for role, own in self._texts.items()}
 
     def similarity(self, export: OnnxExport) -> float:
         """As `Comparison.similarity`."""
-        graph, cosines = self._running(export), []
+        graph, means = self._running(export), []
         for role in self._roles:
-            rows = _spread_rows(len(self._texts[role]))
-            vectors = graph.encode([self._texts[role][row] for row in rows], role)
-            cosines.append(_cosines(vectors, self._whole[role][rows]).mean())
-        return float(np.mean(cosines))
+            rows = spread_rows(len(self._texts[role]), _PROBES)
+            vectors = as_array(graph.encode([self._texts[role][row] for row in rows], role))
+            means.append(cosines(vectors, self._whole[role][rows]).mean())
+        return float(np.mean(means))
 
     def fidelity(self, export: OnnxExport) -> Fidelity:
         """As `Comparison.fidelity`."""
         graph = self._running(export)
         role: Role = "query" if "query" in self._roles else "document"
-        changed = {**self._whole, role: graph.encode(self._texts[role], role)}
-        cosines = [_cosines(changed[role], self._whole[role]).mean()]
+        changed = {**self._whole, role: as_array(graph.encode(self._texts[role], role))}
+        means = [cosines(changed[role], self._whole[role]).mean()]
         if role == "query":
-            some = self._texts["document"][:_MOST_COMPARED]
-            cosines.append(_cosines(graph.encode(some, "document"), self._whole["document"][: len(some)]).mean())
-        return Fidelity(_agreement(_products(changed), _products(self._whole)), float(np.mean(cosines)))
+            some = as_array(graph.encode(self._texts["document"][:_MOST_COMPARED], "document"))
+            means.append(cosines(some, self._whole["document"][: len(some)]).mean())
+        return Fidelity(_agreement(changed, self._whole), float(np.mean(means)))
 
 
 class PairComparison:
@@ -98,7 +99,7 @@ class PairComparison:
 
     def similarity(self, export: OnnxExport) -> float:
         """As `Comparison.similarity`."""
-        rows = _spread_rows(len(self._pairs))
+        rows = spread_rows(len(self._pairs), _PROBES)
         return _correlation(self._running(export).logits([self._pairs[row] for row in rows]), self._whole[rows])
 
     def fidelity(self, export: OnnxExport) -> Fidelity:
@@ -108,20 +109,17 @@ class PairComparison:
         return Fidelity(_mean_overlap(*runs), _correlation(scores, self._whole))
 
 
-def _spread_rows(count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(_PROBES, count), dtype=np.int64))
+def as_array(vectors: Any) -> np.ndarray:
+    """(n, d) vectors of a few texts, dense or CSR, as an array."""
+    array: np.ndarray = vectors.toarray() if hasattr(vectors, "toarray") else vectors
+    return array
 
 
-def _products(vectors: dict[Role, Any]) -> np.ndarray:
-    """(queries, documents) scores."""
-    products = vectors["query"] @ vectors["document"].T
-    return products.toarray() if hasattr(products, "toarray") else np.asarray(products)
+def _agreement(found: dict[Role, np.ndarray], wanted: dict[Role, np.ndarray]) -> float:
+    queries, documents = ([str(number) for number in range(len(wanted[role]))] for role in _ROLES)
 
-
-def _agreement(found: np.ndarray, wanted: np.ndarray) -> float:
-    queries, documents = ([str(number) for number in range(size)] for size in wanted.shape)
-
-    def best(scores: np.ndarray) -> Run:
+    def best(vectors: dict[Role, np.ndarray]) -> Run:
+        scores = vectors["query"] @ vectors["document"].T
         rows = top_k(scores, DEPTH)
         return Run.from_matrix(queries, documents, rows, np.take_along_axis(scores, rows, axis=1))
 
@@ -130,18 +128,6 @@ def _agreement(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def _mean_overlap(found: Run, wanted: Run) -> float:
     return float(np.mean(list(overlap(found, wanted, DEPTH).values())))
-
-
-def _cosines(found: Any, wanted: Any) -> np.ndarray:
-    """(n,) cosines of rows, arrays or CSR; 1 for two rows without entries."""
-    products = (found * wanted).sum(axis=1) if isinstance(found, np.ndarray) else found.multiply(wanted).sum(axis=1)
-    lengths = [
-        np.linalg.norm(rows, axis=1) if isinstance(rows, np.ndarray) else np.sqrt(rows.multiply(rows).sum(axis=1))
-        for rows in (found, wanted)
-    ]
-    scale = np.asarray(lengths[0]).ravel() * np.asarray(lengths[1]).ravel()
-    both_empty = (np.asarray(lengths[0]).ravel() == 0) & (np.asarray(lengths[1]).ravel() == 0)
-    return np.where(both_empty, 1.0, np.asarray(products).ravel() / np.where(scale > 0, scale, 1.0))
 
 
 def _correlation(found: np.ndarray, wanted: np.ndarray) -> float:

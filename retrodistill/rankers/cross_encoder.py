@@ -171,7 +171,7 @@ class OnnxCrossEncoderRanker(CrossEncoderRanker):
         loaded_from: ModelName | None = None,
     ) -> None:
         self.export, self.name, self.root, self.loaded_from, self._load = export, name, root, loaded_from, load
-        self.encoding = current_encoding().model_copy(update={"runtime": "onnx", "precision": "float32"})
+        self.encoding = current_encoding().in_onnx()
 
     @cached_property
     def model(self) -> CrossEncoder:  # type: ignore[override]  # an attribute of the base

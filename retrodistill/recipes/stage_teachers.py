@@ -134,13 +134,8 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
     contents = {f"content of {name}": content_of(name) for name in named if not is_student(name)}
     inputs |= {name: content for name, content in contents.items() if content is not None}
     # Without keys that students made before them do not have, so that they stay valid.
-    unset: dict[str, Any] = {
-        "control": True,
-        "trim": True,
-        "stages": {number: {"start"} for number, stage in enumerate(settings.stages) if stage.start is None},
-        **({"keep": True} if settings.keep is None else {}),
-    }
-    kept = settings.model_dump(mode="json", exclude=unset)
+    unset = {number: {"start"} for number, stage in enumerate(settings.stages) if stage.start is None}
+    kept = settings.model_dump(mode="json", exclude={"control": True, "trim": True, "stages": unset})
     for number, stage in enumerate(settings.stages):
         if stage.texts.generated is not None:  # its content counts, wherever it is
             kept["stages"][number]["texts"]["generated"] = content_digest(stage.texts.generated)

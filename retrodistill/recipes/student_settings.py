@@ -147,7 +147,7 @@ class StudentSettings(Settings):
     layers: int | None = Field(default=None, ge=1)
     """Number of transformer layers to keep, counted from the first, for every kind except `static`. For a tk student,
     the number of layers that contextualize its tokens, 2 by default."""
-    keep: KeepSettings | None = None
+    keep: KeepSettings | None = Field(default=None, exclude_if=lambda given: given is None)
     """Attention heads and feed-forward units that each of its layers keeps; all by default. The others are removed
     before training, without gradients: by activations on texts of the collection, to which the output maps of the
     layers are fitted. For transformers that encode or score whole texts: dense, sparse, multi-vector, and

@@ -5,7 +5,6 @@ Queries stay float vectors (asymmetric search): they are compared with decoded d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from retrodistill.core.faiss import faiss
 from retrodistill.encoders.vectors import Vectors, training_rows
-from retrodistill.students.dense_variants import start_embeddings as embeddings_at_start
+from retrodistill.students.dense_variants import VectorLoss
 
 Precision = Literal["int8", "binary"]
 _LEVELS = 255  # steps between the smallest and the largest number of a dimension, as in FAISS's SQ8
@@ -69,7 +68,7 @@ def straight_through(vectors: Tensor, precision: Precision) -> Tensor:
     return vectors + (coded - fixed)
 
 
-class QuantizedLoss(nn.Module):
+class QuantizedLoss(VectorLoss):
     """Adds to a loss the same loss on coded documents: ``L(q, d) + L(q, code(d))``; the model runs once.
 
     Documents that are columns of a batch are coded by `straight_through`; those that ``coded``, the second loss, has
@@ -79,22 +78,15 @@ class QuantizedLoss(nn.Module):
     def __init__(
         self, model: Any, plain: nn.Module, coded: nn.Module, precision: Precision, *, start: nn.Module | None = None
     ) -> None:
-        super().__init__()
-        self.model, self._start, self._precision = model, start, precision
+        super().__init__(model, start)
+        self._precision = precision
         self._cosine = str(model.similarity_fn_name) == "cosine"
         self.plain, self.coded = plain, coded
-
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
-        """Terms by name, those of coded documents as ``name@binary``."""
-        columns = list(sentence_features)
-        start = embeddings_at_start(self._start, columns, lambda model, features: model(features)["sentence_embedding"])
-        embeddings = [self.model(features)["sentence_embedding"] for features in columns]
-        return self.compute_loss_from_embeddings(embeddings, labels, start)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """As `forward`, of (batch, d) vectors of each column, the queries first."""
+        """Terms by name, those of coded documents as ``name@binary``, of (batch, d) vectors, the queries first."""
         terms: dict[str, Tensor] = self.plain.compute_loss_from_embeddings(  # type: ignore[operator]
             embeddings, labels, start_embeddings
         )

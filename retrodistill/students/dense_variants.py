@@ -53,7 +53,26 @@ class LeadingVectors:
         return flat.reshape(*whole.shape[:-1], self._dimensions)
 
 
-class MatryoshkaLoss(nn.Module):
+class VectorLoss(nn.Module):
+    """A loss of the vectors of each column of a batch; the model runs once, however many losses are in it.
+
+    ``start`` is the student at the start of the stage, for ``lwf``. A kind defines ``compute_loss_from_embeddings``.
+    """
+
+    def __init__(self, model: Any, start: nn.Module | None) -> None:
+        super().__init__()
+        self.model, self._start = model, start
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
+        """Terms by name."""
+        columns = list(sentence_features)
+        start = start_embeddings(self._start, columns, lambda model, features: model(features)["sentence_embedding"])
+        embeddings = [self.model(features)["sentence_embedding"] for features in columns]
+        terms: dict[str, Tensor] = self.compute_loss_from_embeddings(embeddings, labels, start)  # type: ignore[operator]
+        return terms
+
+
+class MatryoshkaLoss(VectorLoss):
     """Applies a loss to the whole vector and to its leading dimensions: ``sum_d L(v[:d])``; the model runs once.
 
     sentence-transformers' own wrapper does not cut what a loss has stored, nor add up losses that are named terms.
@@ -62,25 +81,17 @@ class MatryoshkaLoss(nn.Module):
     """
 
     def __init__(self, model: Any, losses: Mapping[int, nn.Module], *, start: nn.Module | None = None) -> None:
-        super().__init__()
+        super().__init__(model, start)
         self._whole = int(model.get_embedding_dimension())
         check_dimensions(list(losses), self._whole)
         if self._whole not in losses:
             raise UserError(f"losses for {sorted(losses)} dimensions; give one for whole vectors of {self._whole}.")
-        self.model, self._start = model, start
         self.losses = nn.ModuleDict({str(cut): losses[cut] for cut in sorted(losses, reverse=True)})
-
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
-        """Terms by name, those of leading dimensions as ``name@64``."""
-        columns = list(sentence_features)
-        start = start_embeddings(self._start, columns, lambda model, features: model(features)["sentence_embedding"])
-        embeddings = [self.model(features)["sentence_embedding"] for features in columns]
-        return self.compute_loss_from_embeddings(embeddings, labels, start)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor, start_embeddings: list[Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """As `forward`, of (batch, d) whole vectors of each column."""
+        """Terms by name, those of leading dimensions as ``name@64``, of (batch, d) whole vectors of each column."""
         terms: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             cut, suffix = int(name), "" if int(name) == self._whole else f"@{name}"
