@@ -72,7 +72,7 @@ class OnnxExport:
         """The graph for this processor: the int8 one where there is one that runs well here, else the float32 one."""
         graphs = self.manifest.about["graphs"]
         name = graphs.get("int8", graphs["float32"])
-        if _FULL_RANGE in name and instructions() != _FULL_RANGE:
+        if not runs_here(name):
             log(
                 f"{name} is for processors with VNNI, which this one does not have, so {graphs['float32']} is used; "
                 "export again here for int8"
@@ -193,6 +193,11 @@ def instructions() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
     return _FULL_RANGE if "avx512_vnni" in flags or "avx_vnni" in flags else "avx2"
+
+
+def runs_here(name: str) -> bool:
+    """Whether this processor has the instructions in the name of a graph, or of their own."""
+    return _FULL_RANGE not in name or instructions() == _FULL_RANGE
 
 
 def _session(file: Path) -> Any:

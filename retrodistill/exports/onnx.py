@@ -26,10 +26,10 @@ from retrodistill.data.collection import Collection
 from retrodistill.encoders.any_encoder import load_encoder, of_export
 from retrodistill.encoders.classic_names import write_classic_names
 from retrodistill.encoders.contract import STUDENT_MANIFEST, Role, encode_with
-from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.loading import quiet_libraries, student_manifest
 from retrodistill.encoders.modules import LENGTH_ADAPTIVE, fast_tokenizer_of, save_pretrained
-from retrodistill.encoders.names import KINDS, parse_model_name
-from retrodistill.encoders.onnx_runtime import FOLDER, MISSING, TOKENIZER, OnnxExport, instructions
+from retrodistill.encoders.names import KINDS, parse_model_name, split_variant
+from retrodistill.encoders.onnx_runtime import FOLDER, MISSING, TOKENIZER, OnnxExport, instructions, runs_here
 from retrodistill.exports.onnx_fidelity import DEPTH, Comparison, Fidelity, PairComparison, VectorComparison, as_array
 from retrodistill.exports.onnx_graphs import input_names, quantizable_nodes, quantize_graph, write_graph
 from retrodistill.rankers.cross_encoder import OnnxCrossEncoderRanker, open_cross_encoder
@@ -102,6 +102,11 @@ def export_onnx(
         raise UserError(f"exporting to ONNX {MISSING.format(packages=' and '.join(absent))}")
     if settings.quantize and collection is None:
         raise UserError("int8 is checked on queries and documents: give a collection of the kind that is searched.")
+    if settings.quantize and not runs_here(settings.instructions):
+        raise UserError(
+            f"instructions={settings.instructions}: this processor does not have them, so that int8 cannot be checked "
+            "here; take avx2, or export on a processor that has them."
+        )
     target = check_replaceable(folder, _MARK)
     model = _open(source)
     about = _about(model)
@@ -284,7 +289,7 @@ def _seal(export: OnnxExport, model: Any, fidelity: Fidelity | None, settings: O
     about = {**export.manifest.about, **facts}
     inputs = {"weights": digest(*sorted(own.items()))}
     Manifest("onnx", inputs, settings.model_dump(), about, own).write(folder / FOLDER)
-    student = getattr(model, "student", None)
+    student = student_manifest(split_variant(parse_model_name(model.name).name)[0])
     if student is not None:
         student.with_files(folder).write(folder, STUDENT_MANIFEST)
 

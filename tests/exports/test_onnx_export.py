@@ -155,11 +155,13 @@ class TestCrossEncoders:
 
     @pytest.mark.slow
     def test_of_a_student_with_a_head_of_segments(self, tiny_model, tmp_path):
+        from retrodistill.encoders.contract import STUDENT_MANIFEST
         from retrodistill.students.cross_encoder import cross_encoder_student
+        from retrodistill.students.registry import save_student
 
-        model = cross_encoder_student(tiny_model)
-        model.save_pretrained(str(tmp_path / "student"))
+        save_student(cross_encoder_student(tiny_model), Manifest("student"), tmp_path / "student")
         export_onnx(f"cross-encoder:{tmp_path / 'student'}", tmp_path / "onnx")
+        assert "onnx/model.onnx" in Manifest.read(tmp_path / "onnx", STUDENT_MANIFEST).files
         graph = load_ranker(f"cross-encoder:{tmp_path / 'onnx'}")
         pairs = [(query, text) for query in TEXTS for text in TEXTS]
         with encode_with(runtime="torch", precision="float32"):
@@ -256,6 +258,13 @@ class TestInt8:
         from retrodistill.training.texts import tuning_queries
 
         assert not set(tuning_queries(tiny).texts) & set(tiny.split("test").texts)
+
+    @pytest.mark.usefixtures("traced")
+    def test_a_graph_that_does_not_run_here_cannot_be_checked(self, tiny_model, tiny, tmp_path, monkeypatch):
+        monkeypatch.setattr(onnx_runtime, "instructions", lambda: "avx2")
+        settings = {"quantize": "int8", "instructions": "avx512_vnni"}
+        with pytest.raises(UserError, match="this processor does not have them"):
+            export_onnx(f"dense:{tiny_model}", tmp_path / "onnx", tiny, settings)
 
     def test_a_graph_for_vnni_is_left_alone_elsewhere(self, quantized, monkeypatch):
         monkeypatch.setattr(onnx_runtime, "instructions", lambda: "avx2")
