@@ -3,7 +3,8 @@
     python evaluation/benchmarks/query_encoders.py COLLECTION INDEX MODEL... [--out FILE]
 
 INDEX is a dense index; each MODEL is a query encoder of its space, e.g. dense:FOLDER of an export to ONNX,
-static:FOLDER, or torch@dense:NAME for one that runs in torch though it was exported. Each is timed in a process of its
+static:FOLDER, or torch@dense:NAME for one that runs in torch though it was exported; LABEL=MODEL names it in the table.
+query_encoders_figure.py draws the files that --out writes. Each is timed in a process of its
 own, with one thread, in turn over the repeats: times are processor time of encoding a test query, and of encoding and
 searching it, which other processes of the machine disturb less. Speed is that of encoding, relative to the first model.
 Memory is the resident memory of a process that loads the index and the model and answers queries. Size is that of the
@@ -105,29 +106,32 @@ def main() -> None:
     from retrodistill.data import load_collection
 
     collection = load_collection(given.collection)
-    rows = {model: measure(given.index, model, collection) for model in given.models}
+    models = dict(one.rpartition("=")[::2] if "=" in one else (one, one) for one in given.models)
+    rows = {label: measure(given.index, model, collection) for label, model in models.items()}
     queries = json.dumps(collection.split("test").texts)
-    runs: dict[str, list[dict[str, Any]]] = {model: [] for model in given.models}
+    runs: dict[str, list[dict[str, Any]]] = {label: [] for label in models}
     for _ in range(given.repeats):
-        for model in given.models:
+        for label, model in models.items():
             command = [sys.executable, __file__, "--child", given.index, model]
             done = subprocess.run(command, input=queries, capture_output=True, text=True, check=True)
-            runs[model].append(json.loads(done.stdout))
+            runs[label].append(json.loads(done.stdout))
     first = None
-    for model, row in rows.items():
+    for label, row in rows.items():
         for name in ("encode", "search"):
-            times = np.array([one["seconds"][name] for one in runs[model]]) * 1000
+            times = np.array([one["seconds"][name] for one in runs[label]]) * 1000
             row |= {f"{name} p{place}": median(np.percentile(times, place, axis=1)) for place in (50, 95)}
         first = first or row["encode p50"]
-        row |= {"speed": first / row["encode p50"], "resident": median(one["resident"] for one in runs[model]) / 1e6}
-        row["torch"] = runs[model][-1]["torch"]
+        row |= {"speed": first / row["encode p50"], "resident": median(one["resident"] for one in runs[label]) / 1e6}
+        row["torch"] = runs[label][-1]["torch"]
     print(f"| {' | '.join(_COLUMNS)} |\n|---|" + "---:|" * (len(_COLUMNS) - 1))
-    for model, row in rows.items():
+    for label, row in rows.items():
         quality = f"{row['ndcg@10']:.4f} | {row['low']:.3f} to {row['high']:.3f}"
         times = f"{row['encode p50']:.2f} | {row['encode p95']:.2f} | {row['search p50']:.2f} | {row['speed']:.1f}"
-        print(f"| {model} | {quality} | {times} | {row['megabytes']:.1f} | {row['resident']:.0f} |")
+        print(f"| {label} | {quality} | {times} | {row['megabytes']:.1f} | {row['resident']:.0f} |")
     if given.out:
-        Path(given.out).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        Path(given.out).write_text(
+            json.dumps({"collection": collection.name, "encoders": rows}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Samplers: the negatives of a query's training group, random corpus documents, and batches of one topic.
+"""Samplers: the negatives of a query's training group, random corpus documents, and batches of one topic or length.
 
 Topics and margins are balanced as in TAS-B (Hofstätter et al. 2021, arXiv 2104.06967): the binning and the choice
 of bins follow the authors' training loader. The division of an epoch into batches is this package's.
@@ -6,7 +6,7 @@ of bins follow the authors' training loader. The division of an epoch into batch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MARGIN_BINS = 10
 _BATCHES_PER_TOPIC = 6  # TAS-B: 400,000 queries in 2,000 topics, in batches of 32
 _ROUNDS = 20  # of k-means
+_SORTED_BATCHES = 50  # whose rows are sorted by length together, as in transformers
 SAMPLERS = {
     "top-k": "the positive, then the teacher's best of the other documents",
     "stratified": "the positive, then one of the others from each of equally many ranks",
@@ -163,27 +164,52 @@ def topic_plan(topics: np.ndarray, batch_size: int, seed: int, epoch: int = 0) -
     for topic in generator.permutation(np.unique(topics)):
         rows = generator.permutation(np.flatnonzero(topics == topic))
         whole = len(rows) // batch_size * batch_size
-        full += [rows[start : start + batch_size] for start in range(0, whole, batch_size)]
+        full += _batches(rows[:whole], batch_size)
         rest.append(rows[whole:])
     left = np.concatenate(rest) if rest else np.zeros(0, dtype=np.int64)
-    full += [left[start : start + batch_size] for start in range(0, len(left), batch_size)]
-    short = [full.pop()] if full and len(full[-1]) < batch_size else []
-    return [full[place] for place in generator.permutation(len(full))] + short
+    return _in_random_order([*full, *_batches(left, batch_size)], batch_size, generator)
 
 
-class TopicBatches:
-    """A ``batch_sampler`` for a sentence-transformers trainer, with batches of one topic.
+def length_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int = 0) -> list[np.ndarray]:
+    """Cut an epoch into batches of rows of similar length, in random order, by the (n,) lengths of the rows.
+
+    Rows are shuffled, those of 50 batches at a time are sorted by length, and these batches are shuffled. Every row is
+    in exactly one batch, an array of int64 rows, and all batches except possibly the last are full. The order differs
+    in each epoch, which counts from 0.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    full: list[np.ndarray] = []
+    for rows in _batches(generator.permutation(len(lengths)), _SORTED_BATCHES * batch_size):
+        full += _batches(rows[np.argsort(lengths[rows], kind="stable")[::-1]], batch_size)
+    return _in_random_order(full, batch_size, generator)
+
+
+def _batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _in_random_order(batches: list[np.ndarray], size: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """The batches in random order, but for a last one that is not full, which stays the last."""
+    short = [batches.pop()] if batches and len(batches[-1]) < size else []
+    return [batches[place] for place in generator.permutation(len(batches))] + short
+
+
+class PlannedBatches:
+    """A ``batch_sampler`` for a sentence-transformers trainer, with batches of one topic or of similar length.
 
     The order depends only on the trainer's seed and the epoch. A resumed training therefore skips the batches that it
     has seen, and the devices of a distributed training agree without communication. It is a class, not a closure,
     because the trainer saves its arguments with every checkpoint.
 
     Args:
-        topics: (n,) topic of each row of the training dataset.
+        values: (n,) topic or length of each row of the training dataset.
+        plan: `topic_plan` or `length_plan`.
     """
 
-    def __init__(self, topics: Sequence[int] | np.ndarray) -> None:
-        self.topics = np.asarray(topics)
+    def __init__(
+        self, values: Sequence[int] | np.ndarray, plan: Callable[[np.ndarray, int, int, int], list[np.ndarray]]
+    ) -> None:
+        self.values, self.plan = np.asarray(values), plan
 
     def __call__(
         self,
@@ -197,17 +223,17 @@ class TopicBatches:
         """The batches of a dataset, called by the trainer."""
         from sentence_transformers.base.sampler import DefaultBatchSampler
 
-        topics = self.topics
-        if len(dataset) != len(topics):
-            raise UserError(f"{len(topics)} topics for {len(dataset)} training rows; give one per row.")
+        values, plan = self.values, self.plan
+        if len(dataset) != len(values):
+            raise UserError(f"{len(values)} topics or lengths for {len(dataset)} training rows; give one per row.")
 
         class Batches(DefaultBatchSampler):
             def __iter__(self) -> Iterator[list[int]]:
-                for rows in topic_plan(topics, self.batch_size, self.seed, self.epoch):
+                for rows in plan(values, self.batch_size, self.seed, self.epoch):
                     if len(rows) == self.batch_size or not self.drop_last:
                         yield rows.tolist()
 
             def __len__(self) -> int:
-                return len(topics) // self.batch_size + (not self.drop_last and len(topics) % self.batch_size > 0)
+                return len(values) // self.batch_size + (not self.drop_last and len(values) % self.batch_size > 0)
 
         return Batches(dataset, batch_size, drop_last, valid_label_columns, generator, seed)

@@ -62,7 +62,7 @@ class OnnxExport:
         """Kind of model: ``dense``, ``static``, ``sparse`` or ``cross-encoder``."""
         return str(self.manifest.about["kind"])
 
-    @property
+    @cached_property
     def roles(self) -> dict[str, dict[str, Any]]:
         """By the roles that the graph encodes, the ``contract`` and the ``prompt`` of each."""
         return dict(self.manifest.about["roles"])

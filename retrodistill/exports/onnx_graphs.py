@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError, first_line
 from retrodistill.encoders.loading import quiet_libraries
 
-_OPSET = 18
+_OPSET = 20  # the first with GELU as one node
 _LARGEST = 2**31  # bytes of a file in protobuf
 _TEXTS = ["a", "a longer text than that"]  # tracing takes 0 and 1 for constants: both shapes must be larger
 _QUANTIZED = ("MatMul", "Gather")

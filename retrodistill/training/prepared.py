@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from retrodistill.candidates.mining import distinct_documents
-from retrodistill.candidates.samplers import TopicBatches, cluster_topics, topic_count
+from retrodistill.candidates.samplers import PlannedBatches, cluster_topics, length_plan, topic_count, topic_plan
 from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
 from retrodistill.core.cache import cached_array
 from retrodistill.core.digests import digest
@@ -156,14 +156,18 @@ def selected(
     return rows, note
 
 
-def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: np.ndarray) -> TopicBatches | None:
-    """Batches of one topic each, if the stage wants them; `rows` are the text of each row of the training's dataset.
+def planned_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: np.ndarray) -> PlannedBatches | None:
+    """Batches of one topic or of similar length, if the stage wants them.
 
-    Texts are clustered by the embeddings in the space of what the teacher gets for them. The clusters are stored in the
-    job's folder, so a resumed training sees the same batches, on another machine too.
+    `rows` are the text of each row of the training's dataset. For topics, texts are clustered by the embeddings in the
+    space of what the teacher gets for them. The clusters are stored in the job's folder, so a resumed training sees the
+    same batches, on another machine too.
     """
-    if stage.batches != "topics":
+    if stage.batches == "shuffled":
         return None
+    if stage.batches == "length":
+        lengths = np.fromiter(map(len, texts.texts), dtype=np.int64, count=len(texts))
+        return PlannedBatches(lengths[rows], length_plan)
     if data.space is None:
         raise UserError("batches: topics clusters texts by their dense embeddings; set 'document_encoder'.")
     encoder = data.space
@@ -178,7 +182,7 @@ def topic_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: 
 
     with main_first():
         codes = cached_array(path, cluster)
-    return TopicBatches(codes[places])
+    return PlannedBatches(codes[places], topic_plan)
 
 
 def learned_from(prepared: Prepared, stage: StageSettings, data: TrainingData) -> dict[str, Any]:

@@ -380,8 +380,10 @@ class StageSettings(Settings):
     With `all`, both. Labeled documents join the candidates."""
     groups: GroupSettings = GroupSettings()
     """How groups are drawn for `both_encoders` and `head`."""
-    batches: Literal["shuffled", "topics"] = "shuffled"
-    """`topics`: each batch holds texts of one topic, a cluster of their embeddings (TAS-B, arXiv 2104.06967)."""
+    batches: Literal["shuffled", "topics", "length"] = "shuffled"
+    """`topics`: each batch holds texts of one topic, a cluster of their embeddings (TAS-B, arXiv 2104.06967). `length`:
+    each holds texts of similar length, so that short texts are not padded to the length of documents; it is for
+    `train: query_encoder`, and trains a transformer faster on a mix of texts."""
     topics: int | None = Field(default=None, ge=1)
     """Number of topics; by default, enough that each has about six batches."""
     regularizers: list[RegularizerSettings] = Field(default_factory=list)
@@ -450,6 +452,8 @@ class StageSettings(Settings):
             raise ValueError(f"lora adapts a transformer, which train: {self.train} does not train; remove lora")
         if self.quantize is not None and not self.needs_lists:
             raise ValueError("quantize is about documents, and no objective of this stage sees any; add one such as kl")
+        if self.batches == "length" and self.train != "query_encoder":
+            raise ValueError(f"batches: length is for train: query_encoder, not {self.train}; remove batches")
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
         return self

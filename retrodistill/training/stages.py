@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from retrodistill.core.errors import UserError
 from retrodistill.training.groups import Groups, document_columns, draw_groups, require_groups
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
-from retrodistill.training.prepared import Prepared, labeled_places, topic_batches, training_rows
+from retrodistill.training.prepared import Prepared, labeled_places, planned_batches, training_rows
 from retrodistill.training.scorers import Scorer, TokenBatch
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.trainer import Drawn, History, Monitor, RankMonitor, TextColumns, evaluating, train
@@ -79,11 +79,11 @@ def fit(
     """Train a stage's student by a loss.
 
     Columns of texts whose name begins with ``document`` get that prompt, the others the query's. `rows`, (n,), are
-    those of the stage's texts that the columns are about, for batches of one topic; `labels`, (n,), are for the loss
-    and for `drawn`, which gives further columns.
+    those of the stage's texts that the columns are about, for batches of one topic or of similar length; `labels`,
+    (n,), are for the loss and for `drawn`, which gives further columns.
     """
     student, stage, data, prepared, folder, what = run
-    read = TextColumns(columns, labels, batches=topic_batches(stage, data, prepared.texts.texts, rows), drawn=drawn)
+    read = TextColumns(columns, labels, batches=planned_batches(stage, data, prepared.texts.texts, rows), drawn=drawn)
     prompts = {name: student.prompt("document" if name.startswith("document") else "query") for name in read.names}
     read = replace(read, prompts={name: prompt for name, prompt in prompts.items() if prompt})
     return train(student.model, loss, read, stage.training, folder, seed=data.seed, monitor=monitor, what=what)

@@ -112,7 +112,7 @@ class TextColumns:
     texts: Mapping[str, Sequence[str]]  # by column, in the order of the loss; all of one length
     labels: Sequence[int]  # what the loss takes as ``label``, one integer for each row
     prompts: Mapping[str, str] = field(default_factory=dict)  # by column; the trainer applies none by itself
-    batches: Any = None  # a `retrodistill.candidates.samplers.TopicBatches`; None for shuffled batches
+    batches: Any = None  # a `retrodistill.candidates.samplers.PlannedBatches`; None for shuffled batches
     drawn: Drawn | None = None  # further columns of a batch, which come last
 
     @property

@@ -21,7 +21,7 @@ from retrodistill.students.registry import as_student, kind_of, run_stage
 from retrodistill.training import trainer
 from retrodistill.training.groups import draw_groups
 from retrodistill.training.loss import DistillationLoss, Term
-from retrodistill.training.prepared import prepare, selected, topic_batches, training_rows
+from retrodistill.training.prepared import planned_batches, prepare, selected, training_rows
 from retrodistill.training.scoring import (
     candidate_pairs,
     scored_by_teacher,
@@ -258,20 +258,25 @@ class TestTopics:
         one = stage(batches="topics", topics=6)
         texts = stage_texts(one, data).texts
         rows = np.array([0, 3, 3, 7, 12, 20, 31, 40])
-        first = topic_batches(one, data, texts, rows)
-        assert len(first.topics) == len(rows)
-        assert first.topics[1] == first.topics[2]
+        first = planned_batches(one, data, texts, rows)
+        assert len(first.values) == len(rows)
+        assert first.values[1] == first.values[2]
         monkeypatch.setattr("retrodistill.training.prepared.cluster_topics", lambda *_: pytest.fail("clustered again"))
-        assert topic_batches(one, data, texts, rows).topics.tolist() == first.topics.tolist()
+        assert planned_batches(one, data, texts, rows).values.tolist() == first.values.tolist()
 
     def test_none_if_batches_are_shuffled(self, data):
         one = stage()
-        assert topic_batches(one, data, stage_texts(one, data).texts, np.arange(8)) is None
+        assert planned_batches(one, data, stage_texts(one, data).texts, np.arange(8)) is None
+
+    def test_lengths_are_those_of_the_trained_rows(self, data):
+        one = stage(batches="length")
+        texts, rows = stage_texts(one, data).texts, np.array([3, 0, 3, 7])
+        assert planned_batches(one, data, texts, rows).values.tolist() == [len(texts.texts[row]) for row in rows]
 
     def test_more_topics_than_texts_are_refused(self, data):
         one = stage(batches="topics", topics=9)
         with pytest.raises(UserError, match=r"9 topics of 8 training texts"):
-            topic_batches(one, data, stage_texts(one, data).texts, np.arange(8))
+            planned_batches(one, data, stage_texts(one, data).texts, np.arange(8))
 
     def test_a_resumed_training_sees_the_same_batches_in_every_epoch(self, data, tiny_model, tmp_path):
         one = stage(batches="topics", topics=4, training={**SHORT, "epochs": 3, "max_steps": 0})
@@ -312,7 +317,7 @@ class TestTopics:
         from retrodistill.training import stages
 
         made = []
-        monkeypatch.setattr(stages, "topic_batches", lambda *given: made.append(topic_batches(*given)) or made[-1])
+        monkeypatch.setattr(stages, "planned_batches", lambda *given: made.append(planned_batches(*given)) or made[-1])
         one = stage(
             train=train,
             objectives="margin-mse",
@@ -325,7 +330,7 @@ class TestTopics:
         )
         history = run_stage(build_student(student, data), one, data, tmp_path / "work", "training")
         assert history.steps == 2
-        assert len(made[0].topics) > len(data.queries)  # a topic for each of a text's groups
+        assert len(made[0].values) > len(data.queries)  # a topic for each of a text's groups
 
 
 class TestSelection:
@@ -528,6 +533,7 @@ class TestKeysThatDoNotFit:
             ({"objectives": "bce"}, "bce learns labels from 0 to 1: set labels"),
             ({"positives": "labels"}, "positives: labels is for margin-mse, lelp, contrastive and in-batch objectives"),
             ({"topics": 4}, "topics is for batches: topics"),
+            ({"batches": "length", "train": "both_encoders"}, "batches: length is for train: query_encoder"),
             ({"selection": {"ranks": [1, 5]}}, "ranks are a first, at least 2"),
             ({"teacher": "student:"}, "write student:NAME"),
             ({"teacher": "student:bi@two"}, "write student:NAME"),

@@ -1,11 +1,12 @@
-"""Encoding documents with fewer tokens between layers, against fewer tokens from the start and fewer layers.
+"""Encoding documents with fewer tokens between layers, fewer tokens from the start, fewer layers, or other encoders.
 
-python evaluation/benchmarks/length_adaptive.py [--model dense:all-MiniLM-L6-v2] --collection FOLDER
+python evaluation/benchmarks/document_encoders.py [--model dense:all-MiniLM-L6-v2] --collection FOLDER [--also MODEL...]
 
 All variants of a model encode the same documents in turn, in one process. Speed is relative to all tokens. The cosine
 is to the vectors of all tokens; overlap@10 is the share of the best 10 of these documents for a training query that the
 vectors of a variant find, too, where the model itself encodes queries. A model that is not length-adaptive drops tokens
 as --layers and --by say, before any training. Cut to its first layers, it has vectors in another space: only speed.
+--also adds encoders of the same space, such as students or exports to ONNX.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ def main() -> None:
     options.add_argument("--model", default="dense:all-MiniLM-L6-v2", help="length-adaptive, or any whose layers fit")
     options.add_argument("--collection", required=True, help="a folder in BEIR's layout, or a name")
     options.add_argument("--documents", type=int, default=256, help="of the collection, evenly spaced")
-    options.add_argument("--keep", type=float, nargs="+", default=[0.75, 0.5, 0.25], help="shares of the tokens")
+    options.add_argument("--keep", type=float, nargs="*", default=[0.75, 0.5, 0.25], help="shares of the tokens")
     options.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3], help="after which tokens are dropped")
     options.add_argument("--by", nargs="+", default=["norm"], help="attention, norm, or both")
-    options.add_argument("--tokens", type=int, nargs="+", default=[192, 128, 96, 64], help="to cut documents to")
-    options.add_argument("--first", type=int, nargs="+", default=[4, 3, 2], help="layers to keep")
+    options.add_argument("--tokens", type=int, nargs="*", default=[192, 128, 96, 64], help="to cut documents to")
+    options.add_argument("--first", type=int, nargs="*", default=[4, 3, 2], help="layers to keep")
+    options.add_argument("--also", nargs="*", default=[], help="more encoders, by their names, such as dense:FOLDER")
     given = options.parse_args()
     use_threads(given.threads)
     collection, whole = load_collection(given.collection), load_encoder(given.model)
@@ -49,6 +51,7 @@ def main() -> None:
     queries = spread(collection.split("train").texts, QUERIES)
     named = {"all tokens": whole.model, **variants(whole.model, given)}
     encoders = {name: Encoder(model, f"dense:{name}") for name, model in named.items()}
+    encoders |= {name: load_encoder(name) for name in given.also}
     sides = [functools.partial(timed, encoder.encode, texts, "document") for encoder in encoders.values()]
     seconds, vectors = in_turn(sides, given.repeats)
     asked = whole.encode(queries, "query")
@@ -66,8 +69,9 @@ def main() -> None:
 
 def variants(model: Any, given: argparse.Namespace) -> dict[str, Any]:
     """Models by what they keep."""
-    found, adaptive = {}, {"as trained": model}
-    if length_adaptive_settings(model) is None:
+    found: dict[str, Any] = {}
+    adaptive = {"as trained": model}
+    if given.keep and length_adaptive_settings(model) is None:
         adaptive = {f"by {by}": copy.deepcopy(model) for by in given.by}
         for by, one in zip(given.by, adaptive.values(), strict=True):
             make_length_adaptive(one, LengthAdaptiveSettings(layers=given.layers, keep=min(given.keep), by=by))

@@ -1,4 +1,5 @@
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -7,9 +8,10 @@ from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 from torch.utils.data import BatchSampler, DataLoader
 
 from retrodistill.candidates.samplers import (
-    TopicBatches,
+    PlannedBatches,
     balanced_ranks,
     cluster_topics,
+    length_plan,
     margin_bins,
     topic_count,
     topic_plan,
@@ -82,9 +84,40 @@ class TestPlan:
         assert np.abs(counts - 2000 / 7).max() < 5 * np.sqrt(2000 / 7 * 6 / 7)
 
 
+class TestLengthPlan:
+    LENGTHS = np.random.default_rng(0).integers(5, 900, 1003)
+
+    @pytest.mark.parametrize("size", [1, 4, 32, 1003, 2000])
+    def test_every_row_is_in_one_batch_and_all_are_full_but_the_last(self, size):
+        plan = length_plan(self.LENGTHS, size, seed=0)
+        assert sorted(np.concatenate(plan).tolist()) == list(range(1003))
+        assert {len(batch) for batch in plan[:-1]} <= {size}
+
+    def test_fewer_rows_than_fifty_batches_are_sorted_as_a_whole(self):
+        ordered = np.sort(self.LENGTHS)[::-1]
+        batches = sorted((self.LENGTHS[batch] for batch in length_plan(self.LENGTHS, 32, seed=3)), key=lambda b: -b[0])
+        assert np.concatenate(batches).tolist() == ordered.tolist()
+
+    def test_more_rows_are_sorted_fifty_batches_at_a_time(self):
+        windows = [set(range(0, 200)), set(range(200, 400)), set(range(400, 410))]
+        with mock.patch("numpy.random.default_rng", return_value=mock.Mock(permutation=np.arange)):
+            plan = [set(batch.tolist()) for batch in length_plan(np.arange(410), 4, seed=0)]
+        assert all(any(batch <= window for window in windows) for batch in plan)
+
+    def test_batches_of_long_texts_do_not_come_first(self):
+        firsts = [self.LENGTHS[length_plan(self.LENGTHS, 32, seed)[0]].mean() for seed in range(40)]
+        assert min(firsts) < 200
+        assert max(firsts) > 700
+
+    def test_seed_and_epoch_decide_the_order(self):
+        plans = [str(length_plan(self.LENGTHS, 4, *given)[0]) for given in ((0, 0), (0, 0), (1, 0), (0, 1))]
+        assert plans[0] == plans[1]
+        assert len(set(plans)) == 3
+
+
 class TestBatchSampler:
     def made(self, drop_last=False, seed=0, rows=ROWS):
-        return TopicBatches(TOPICS)(
+        return PlannedBatches(TOPICS, topic_plan)(
             rows,
             batch_size=4,
             drop_last=drop_last,
@@ -122,7 +155,7 @@ class TestBatchSampler:
         assert sorted(row for shard in shards for batch in shard for row in batch) == ROWS
 
     def test_topics_of_other_rows_are_rejected(self):
-        with pytest.raises(UserError, match="67 topics for 3 training rows"):
+        with pytest.raises(UserError, match="67 topics or lengths for 3 training rows"):
             self.made(rows=[0, 1, 2])
 
     def test_the_trainer_uses_it(self, tiny_model, tmp_path):
@@ -134,7 +167,11 @@ class TestBatchSampler:
         )
 
         arguments = SentenceTransformerTrainingArguments(
-            str(tmp_path), per_device_train_batch_size=4, batch_sampler=TopicBatches(TOPICS), use_cpu=True, seed=5
+            str(tmp_path),
+            per_device_train_batch_size=4,
+            batch_sampler=PlannedBatches(TOPICS, topic_plan),
+            use_cpu=True,
+            seed=5,
         )
         dataset = Dataset.from_dict({"text": [f"star {row}" for row in ROWS], "label": ROWS})
         model = SentenceTransformer(tiny_model, device="cpu")
