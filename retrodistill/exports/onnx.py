@@ -109,17 +109,16 @@ def export_onnx(
         )
     target = check_replaceable(folder, _MARK)
     model = _open(source)
-    about = _about(model)
+    about = model.about()
     with atomic_folder(target) as temporary:
         with quiet_libraries():
-            save_pretrained(model.model, temporary)
+            save_pretrained(model.ranker.model, temporary)
             write_classic_names(temporary)
         export = _write(model, about, temporary)
         _check(export, model)
         fidelity = None
         if settings.quantize and collection is not None:
-            compare = PairComparison if model.kind == "cross-encoder" else VectorComparison
-            comparison: Comparison = compare(export, collection, lambda graph: _running(graph, model))
+            comparison = model.comparison(export, collection, model.running)
             export, fidelity = _quantized(export, comparison, settings, model.name)
         _seal(export, model, fidelity, settings)
         graphs = export.manifest.about["graphs"]
@@ -127,7 +126,7 @@ def export_onnx(
     return OnnxReport(str(target), export.kind, sizes, fidelity)
 
 
-def _open(source: str | os.PathLike[str]) -> Any:
+def _open(source: str | os.PathLike[str]) -> _Encoder | _CrossEncoder:
     """The model, in torch and float32."""
     text = str(source)
     with encode_with(runtime="torch", precision="float32"):
@@ -135,49 +134,116 @@ def _open(source: str | os.PathLike[str]) -> Any:
             student: Any = load_student(text)
             text = f"{student.kind}:{text}"
         name = parse_model_name(text)
-        model = open_cross_encoder(name) if name.kind == "cross-encoder" else None
-        if model is None and name.kind in ("dense", "static", "sparse"):
-            model = load_encoder(name)
-    if model is None:
-        raise UserError(
-            f"{name} cannot be exported to ONNX; models that can give a text one vector or a pair one score: dense, "
-            "static, sparse, and cross-encoder."
-        )
-    return model
+        if name.kind == "cross-encoder":
+            return _CrossEncoder(open_cross_encoder(name))
+        if name.kind in ("dense", "static", "sparse"):
+            return _Encoder(load_encoder(name))
+    raise UserError(
+        f"{name} cannot be exported to ONNX; models that can give a text one vector or a pair one score: dense, "
+        "static, sparse, and cross-encoder."
+    )
 
 
-def _about(model: Any) -> dict[str, Any]:
-    """What the manifest says of a model: all that a search needs to know without it."""
-    if model.kind == "cross-encoder":
-        owner = {name: getattr(model.owner, name) for name in ("inputs", "settings", "about")}
-        return {"kind": model.kind, "roles": {}, "owner": owner, "prompt": model.prompt}
-    roles = {role: model.modules(role) for role in _ROLES}
-    roles = {role: modules for role, modules in roles.items() if type(modules[0]).__name__ != "SparseStaticEmbedding"}
-    first, *others = roles.values()
-    if any(modules != first for modules in others):
-        raise UserError(
-            f"model {model.name} has one encoder for queries and one for documents; export them one by one."
-        )
-    if hasattr(first[0], LENGTH_ADAPTIVE):  # a number of tokens would become a constant of the graph
-        raise UserError(
-            f"model {model.name} drops tokens, and a graph has the same layers for all texts; export the model with "
-            "all tokens, without @keep-..., or run it in torch."
-        )
-    for role, modules in roles.items():
-        if model.prompt(role) and not all(getattr(module, "include_prompt", True) for module in modules):
-            raise UserError(f"model {model.name} pools without its prompt, which a graph does not know; use torch.")
-    contracts = {role: {"contract": model.contract(role), "prompt": model.prompt(role)} for role in roles}
-    return {"kind": model.kind, "roles": contracts}
+@dataclass(frozen=True)
+class _Model:
+    """A model that is exported."""
+
+    ranker: Any  # in torch
+
+    @property
+    def name(self) -> str:
+        return str(self.ranker.name)
 
 
-def _modules(model: Any) -> list[Any]:
-    """The modules that the graph is made of: those of documents, with which queries share them."""
-    return list(model.model) if model.kind == "cross-encoder" else model.modules("document")
+class _Encoder(_Model):
+    """A model that gives texts vectors."""
+
+    scores = False
+    comparison = VectorComparison
+
+    @property
+    def modules(self) -> list[Any]:
+        """What the graph is made of: the modules of documents, which queries share."""
+        found: list[Any] = self.ranker.modules("document")
+        return found
+
+    @property
+    def max_length(self) -> int | None:
+        length: int | None = self.ranker.contract("document")["max_length"]
+        return length
+
+    @property
+    def has_special_tokens(self) -> bool:
+        return bool(self.ranker.kind != "static")
+
+    def about(self) -> dict[str, Any]:
+        """What the manifest says of the model: all that a search needs to know without it."""
+        name, model = self.name, self.ranker
+        roles = {role: model.modules(role) for role in _ROLES}
+        roles = {
+            role: modules for role, modules in roles.items() if type(modules[0]).__name__ != "SparseStaticEmbedding"
+        }
+        first, *others = roles.values()
+        if any(modules != first for modules in others):
+            raise UserError(f"model {name} has one encoder for queries and one for documents; export them one by one.")
+        if hasattr(first[0], LENGTH_ADAPTIVE):  # a number of tokens would become a constant of the graph
+            raise UserError(
+                f"model {name} drops tokens, and a graph has the same layers for all texts; export the model with all "
+                "tokens, without @keep-..., or run it in torch."
+            )
+        for role, modules in roles.items():
+            if model.prompt(role) and not all(getattr(module, "include_prompt", True) for module in modules):
+                raise UserError(f"model {name} pools without its prompt, which a graph does not know; use torch.")
+        contracts = {role: {"contract": model.contract(role), "prompt": model.prompt(role)} for role in roles}
+        return {"kind": model.kind, "roles": contracts}
+
+    def running(self, export: OnnxExport) -> Any:
+        """The model with its texts in a graph."""
+        return of_export(export, self.name, None, lambda: self.ranker.model)
+
+    def results(self, export: OnnxExport, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(n, width) results of the graph and of the model, for each role that the graph encodes."""
+        graph = self.running(export)
+        return [
+            (as_array(graph.encode(texts, role)), as_array(self.ranker.encode(texts, role))) for role in export.roles
+        ]
 
 
-def _write(model: Any, about: dict[str, Any], folder: Path) -> OnnxExport:
+class _CrossEncoder(_Model):
+    """A model that gives pairs scores."""
+
+    scores = True
+    comparison = PairComparison
+    has_special_tokens = True
+
+    @property
+    def modules(self) -> list[Any]:
+        """What the graph is made of."""
+        return list(self.ranker.model)
+
+    @property
+    def max_length(self) -> int | None:
+        length: int | None = self.ranker.model.max_seq_length
+        return length
+
+    def about(self) -> dict[str, Any]:
+        """As `_Encoder.about`."""
+        owner = {name: getattr(self.ranker.owner, name) for name in ("inputs", "settings", "about")}
+        return {"kind": "cross-encoder", "roles": {}, "owner": owner, "prompt": self.ranker.prompt}
+
+    def running(self, export: OnnxExport) -> Any:
+        """As `_Encoder.running`."""
+        return OnnxCrossEncoderRanker(export, self.name, lambda: self.ranker.model)
+
+    def results(self, export: OnnxExport, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As `_Encoder.results`, (pairs, 1)."""
+        pairs = list(zip(texts, reversed(texts), strict=True))
+        return [(self.running(export).logits(pairs)[:, None], self.ranker.logits(pairs)[:, None])]
+
+
+def _write(model: _Encoder | _CrossEncoder, about: dict[str, Any], folder: Path) -> OnnxExport:
     """Write the float32 graph and the tokenizer."""
-    modules = _modules(model)
+    modules = model.modules
     fast = fast_tokenizer_of(modules[0])
     if fast is None:
         raise UserError(f"model {model.name} has no fast tokenizer, which a graph needs; run it in torch.")
@@ -185,45 +251,30 @@ def _write(model: Any, about: dict[str, Any], folder: Path) -> OnnxExport:
     graphs.mkdir()
     inputs = input_names(modules)
     log(f"tracing {model.name}")
-    output = write_graph(modules, inputs, graphs / _FLOAT, model.name, scores=model.kind == "cross-encoder")
+    output = write_graph(modules, inputs, graphs / _FLOAT, model.name, scores=model.scores)
     tokenizer = Tokenizer.from_str(fast.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()
     own = modules[0].tokenizer
-    length = model.model.max_seq_length if model.kind == "cross-encoder" else model.contract("document")["max_length"]
-    if length is not None:
-        tokenizer.enable_truncation(int(length), direction=getattr(own, "truncation_side", "right"))
+    if model.max_length is not None:
+        tokenizer.enable_truncation(int(model.max_length), direction=getattr(own, "truncation_side", "right"))
     tokenizer.save(str(folder / TOKENIZER))
     reading = {
         "output": output,
         "inputs": inputs,
         "padding": int(getattr(own, "pad_token_id", None) or 0),
         "left": getattr(own, "padding_side", "right") == "left",
-        "special": model.kind != "static",
+        "special": model.has_special_tokens,
     }
     return OnnxExport(folder, Manifest("onnx", about={**about, "graphs": {"float32": _FLOAT}, "reading": reading}))
 
 
-def _running(export: OnnxExport, model: Any) -> Any:
-    """The model with its texts in a graph."""
-    load = lambda: model.model  # noqa: E731 - it is loaded already
-    if export.kind == "cross-encoder":
-        return OnnxCrossEncoderRanker(export, model.name, load)
-    return of_export(export, model.name, None, load)
-
-
-def _check(export: OnnxExport, model: Any) -> None:
+def _check(export: OnnxExport, model: _Encoder | _CrossEncoder) -> None:
     """Compare the float32 graph with torch on texts of different lengths, made of words of the vocabulary."""
     words = sorted(token for token in export.tokenizer.get_vocab() if token.isalpha()) or ["a"]
     generator = np.random.default_rng(0)
     texts = [" ".join(generator.choice(words, size)) for size in (1, 2, 7, 30, 200, 600)]
-    graph = _running(export, model)
-    if export.kind == "cross-encoder":
-        pairs = list(zip(texts, reversed(texts), strict=True))
-        results = [(graph.logits(pairs)[:, None], model.logits(pairs)[:, None])]
-    else:
-        results = [(as_array(graph.encode(texts, role)), as_array(model.encode(texts, role))) for role in export.roles]
-    for found, wanted in results:
+    for found, wanted in model.results(export, texts):
         lengths = np.maximum(np.linalg.norm(wanted, axis=1), 1e-6)
         apart = float((np.linalg.norm(found - wanted, axis=1) / lengths).max())
         if not apart <= _CLOSE:
@@ -281,7 +332,7 @@ def _by_loss(matrices: list[str], similarity: Callable[[Sequence[str]], float]) 
     return [matrices[place] for place in np.argsort(found, kind="stable")]
 
 
-def _seal(export: OnnxExport, model: Any, fidelity: Fidelity | None, settings: OnnxSettings) -> None:
+def _seal(export: OnnxExport, model: _Model, fidelity: Fidelity | None, settings: OnnxSettings) -> None:
     """Write the manifests: of the graphs, with the files that they belong to, and of a student."""
     folder = export.folder
     own = {name: checksum for name, checksum in files_of(folder).items() if _is_of_graph(name)}
