@@ -68,7 +68,7 @@ def _tensors(file: Path) -> int:
     except OSError as error:
         raise UserError(f"cannot read {file}: {reason_of(error, file)}.") from error
     try:
-        with safe_open(file, "pt") as content:
+        with safe_open(file, "np") as content:
             return len(content.keys())
     except (SafetensorError, OSError, ValueError) as error:
         reason = first_line(error)[:160]

@@ -169,3 +169,11 @@ def split_variant(name: str) -> tuple[str, str | None]:
     if match is None or path_of(name).exists():
         return name, None
     return match[1], match[2]
+
+
+def hub_name(name: str) -> str | None:
+    """The model's name on the Hugging Face hub; None for a folder or file."""
+    kind, _, place = name.partition(":")
+    if kind in ("vectors", "run", "bm25") or Path(place).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):
+        return None
+    return place if "/" in place else f"sentence-transformers/{place}"

@@ -22,7 +22,6 @@ from retrodistill.encoders.model_files import check_model_files, leads_out
 from retrodistill.encoders.names import KINDS
 from retrodistill.indexes.base import read_index_manifest
 from retrodistill.indexes.columns import COLUMNS_FILE
-from retrodistill.recipes.loading import load_recipe
 
 CARD = "README.md"
 _RECIPE, _STUDENTS, _INDEXES = "recipe.yaml", "students", "indexes"  # of the folder of a job
@@ -117,6 +116,8 @@ def is_here(name: str, folder: Path) -> bool:
 
 
 def _of_job(folder: Path, student: str | None) -> Path:
+    from retrodistill.recipes.loading import load_recipe  # with torch, which other folders do not need
+
     found = sorted(path.parent.name for path in folder.glob(f"{_STUDENTS}/*/{STUDENT_MANIFEST}"))
     own = sorted(set(load_recipe(folder / _RECIPE).students).intersection(found))  # without controls
     if student is None and len(own) == 1:

@@ -9,10 +9,9 @@ from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.hub import PREFIX, hub_errors
 from retrodistill.core.published import without_local_folders
 from retrodistill.encoders.loading import quiet_libraries
+from retrodistill.encoders.names import hub_name
 from retrodistill.publishing.artifacts import CARD, Artifact, refuse_key
-from retrodistill.recipes.cards import hub_name
 from retrodistill.report import text
-from retrodistill.report.card import inert
 
 # Where a card names its own model, before it has a name on the hub.
 _PLACEHOLDER = re.compile(r"\b(sentence_transformers|sparse_encoder|cross_encoder|multi_vector_encoder)_model_id\b")
@@ -79,7 +78,7 @@ def _from_manifest(artifact: Artifact, repository: str, names: dict[str, str]) -
     about = artifact.manifest.about
     settings = {key: value for key, value in artifact.manifest.settings.items() if value is not None}
     environment = text.environment(escape=True)
-    environment.finalize = inert
+    environment.finalize = text.inert
     body: str = environment.get_template("artifact-card.md.j2").render(
         kind=artifact.kind,
         title=repository.partition("/")[2],

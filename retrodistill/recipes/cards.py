@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from retrodistill.core.json_files import read_json
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders.contract import STUDENT_MANIFEST
+from retrodistill.encoders.names import hub_name
 from retrodistill.evaluation.results import Results
 from retrodistill.recipes.job import MADE, Job
 from retrodistill.recipes.settings import ConversationSettings
@@ -96,11 +96,3 @@ def write_student_card(
         bm25=data.bm25,
     )
     write_card(model, facts, folder, results)
-
-
-def hub_name(name: str) -> str | None:
-    """The model's name on the Hugging Face hub; None for a folder or file."""
-    kind, _, place = name.partition(":")
-    if kind in ("vectors", "run", "bm25") or Path(place).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):
-        return None
-    return place if "/" in place else f"sentence-transformers/{place}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,7 +36,6 @@ from retrodistill.training.settings import StageSettings
 
 YOURS = "FOLDER/OF/"  # in examples, stands for a folder on the reader's machine
 _PUBLIC = ("beir/", "ir_datasets:")
-_NOT_SHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control characters, and those that turn the direction of text
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def write_card(model: Any, facts: Facts, folder: str | os.PathLike[str], results
 def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
     """The card: front matter for the Hugging Face hub, then Markdown; `results` have a system of the student's name."""
     kind = get_kind(facts.kind)
-    title = str(inert(f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"))
+    title = str(text.inert(f"{facts.name}: a {facts.kind} student distilled on {facts.collection}"))
     front, own_sections = _library_card(model, facts, title)
     # The measured exits, shares of tokens, truncations, and own-token queries of the student.
     prefix = f"{facts.name}@"
@@ -188,7 +186,7 @@ def card_text(model: Any, facts: Facts, results: Results | None = None) -> str:
 @cache  # compiling the templates takes longer than filling them in
 def _templates() -> Environment:
     environment = text.environment(escape=True)
-    environment.finalize = inert
+    environment.finalize = text.inert
     environment.filters |= {"code": _code, "setting": _setting, "linked": _linked}
     environment.globals |= {"exits_of": exits_of, "vocabulary_pooling": vocabulary_pooling, "ROUTE": ROUTE}
     environment.globals |= {"length_adaptive_settings": length_adaptive_settings, "KEEP": KEEP}
@@ -271,7 +269,7 @@ def _front_matter(front: dict[str, Any], facts: Facts, results: Results | None, 
     from huggingface_hub.utils import yaml_dump
 
     student = results and results.system(facts.name)
-    collection, split = (str(inert(name)) for name in (results.collection, results.split)) if results else ("", "")
+    collection, split = (str(text.inert(name)) for name in (results.collection, results.split)) if results else ("", "")
     values = {name: getattr(student, field) for name, field in _MEASURES.items()} if student else {}
     measured = [
         EvalResult(
@@ -298,20 +296,8 @@ def _front_matter(front: dict[str, Any], facts: Facts, results: Results | None, 
 # Filters of the template.
 
 
-def inert(value: Any) -> Any:
-    """A value as Markdown that is only text: no HTML, link, code span, or new line; names come from anywhere.
-
-    Quotes are single ones, since values are written between double quotes in examples of code.
-    """
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    line = "".join(" " if unicodedata.category(char) in _NOT_SHOWN else char for char in value)
-    line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("`", "'").replace('"', "'").replace("](", "] (")
-    return Markup(line.rstrip("\\"))
-
-
 def _code(value: str) -> Markup:
-    return Markup(f"`{inert(value)}`" if value and value != text.MISSING else text.MISSING)
+    return Markup(f"`{text.inert(value)}`" if value and value != text.MISSING else text.MISSING)
 
 
 def _setting(value: Any) -> str:

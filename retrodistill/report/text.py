@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from rich.cells import cell_len
 
 from retrodistill.evaluation.results import Results
 
 MISSING = "–"
 ALPHA = 0.05
+_NOT_SHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control characters, and those that turn the direction of text
 _SEPARATORS = re.compile(r"([:@])")
 
 
@@ -183,3 +186,15 @@ def environment(escape: bool, package: str = "retrodistill.report") -> Environme
 def source(name: str, package: str = "retrodistill.report") -> str:
     """The text of a file in templates/."""
     return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")
+
+
+def inert(value: Any) -> Any:
+    """A value as Markdown that is only text: no HTML, link, code span, or new line; names come from anywhere.
+
+    Quotes are single ones, since values are written between double quotes in examples of code.
+    """
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    line = "".join(" " if unicodedata.category(char) in _NOT_SHOWN else char for char in value)
+    line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("`", "'").replace('"', "'").replace("](", "] (")
+    return Markup(line.rstrip("\\"))

@@ -6,7 +6,7 @@ from huggingface_hub import ModelCard
 import retrodistill as rd
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.recipes import parse_recipe, run_recipe
-from retrodistill.recipes.cards import hub_name
+from retrodistill.encoders.names import hub_name
 from retrodistill.report.card import without_folders
 from retrodistill.students import load_student
 from retrodistill.training.settings import TrainingSettings
