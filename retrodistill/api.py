@@ -32,6 +32,7 @@ from retrodistill.encoders.loading import (
     load_cross_encoder,
     load_multi_vector,
     load_sparse,
+    require_scoring_head,
     student_manifest,
 )
 from retrodistill.encoders.modules import weights_digest
@@ -242,6 +243,8 @@ def _to_trim(model: str, settings: TrimSettings, *, queries_only: bool) -> tuple
         space = searched_space(load_encoder(model))
         manifest = replace(manifest, about={**manifest.about, **space})
     loaded = _TRIMMED[named.kind](named.name)
+    if named.kind == "cross-encoder":
+        require_scoring_head(named.name)
     if named.kind == "static" and type(loaded[0]).__name__ != "StaticEmbedding":
         raise UserError(f"model {named.name} is not a token table; name it 'dense:{named.name}'.")
     return loaded, manifest

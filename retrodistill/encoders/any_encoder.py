@@ -91,7 +91,10 @@ def _load_model(name: ModelName) -> TextModel:
     student = student_manifest(split_variant(name.name)[0])
     load = partial(load, name.name, keep_adapters=True)
     export = chosen_export(name)
-    encoder = wrapper(load(), str(name), student) if export is None else of_export(export, str(name), student, load)
+    if export is None:
+        encoder = wrapper(load(), str(name), student)
+    else:
+        encoder = of_export(export.loaded(), str(name), student, load)
     if name.kind == "static" and not encoder.is_static:
         found = type(encoder.model[0]).__name__
         raise UserError(f"model {name.name} is not a token table but {found}; name it 'dense:{name.name}'.")

@@ -47,7 +47,8 @@ class EncodingSettings(Settings):
     """How frozen models encode texts and score pairs. Training has its own settings."""
 
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Texts or pairs per forward pass; `auto` for as many as have about 4,096 tokens together, or 65,536 on a GPU."""
+    """Texts or pairs per forward pass in torch; `auto` for as many as have about 4,096 tokens together, or 65,536 on a
+    GPU. ONNX Runtime always does as `auto`, and an int8 graph reads one text at a time."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products; weights, vectors, and scores stay float32. `auto` is `bfloat16` where the device
     has instructions for it (a CPU with AMX or AVX512-BF16, most GPUs) and a short measurement shows that it is faster.

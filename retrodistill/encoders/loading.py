@@ -147,6 +147,15 @@ def scores_pairs(name: str) -> bool:
         return any(kind.endswith(heads) for kind in (*_architectures(place), *own_code))
 
 
+def require_scoring_head(name: str) -> None:
+    """Raise for a model without a head that scores pairs, as `scores_pairs` tells."""
+    if not scores_pairs(name):
+        raise UserError(
+            f"model {name} has no head that scores pairs, so its scores would be random; name it 'dense:{name}', or "
+            "train a cross-encoder from it."
+        )
+
+
 def load_multi_vector(name: str, *, keep_adapters: bool = False) -> MultiVectorEncoder:
     """Load a multi-vector encoder in float32: of sentence-transformers, PyLate or Stanford's ColBERT.
 

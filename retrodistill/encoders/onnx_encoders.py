@@ -35,7 +35,7 @@ class OnnxModel(TextModel):
     @cached_property
     def model(self) -> Any:
         """The sentence-transformers model."""
-        return self._load()
+        return self.export.with_model(self._load)
 
     @property
     def is_static(self) -> bool:  # type: ignore[override]  # an attribute of the base

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,13 +20,14 @@ from tokenizers import Encoding, Tokenizer
 
 from retrodistill.core.checksums import DamagedError
 from retrodistill.core.errors import UserError, first_line
+from retrodistill.core.files import Value, read_whole
 from retrodistill.core.manifest import FILE_NAME, Manifest
 from retrodistill.core.runtime import log
 
 FOLDER = "onnx"  # in a model's folder, as sentence-transformers names it
 TOKENIZER = f"{FOLDER}/tokenizer.json"
 MISSING = "needs {packages}; install 'retrodistill[onnx]'."
-_FULL_RANGE = "avx512_vnni"  # in the names of int8 graphs whose sums overflow on processors without VNNI
+_VNNI, _ARM, _PLAIN = "avx512_vnni", "arm64", "avx2"  # instructions, as they are in the names of int8 graphs
 _CHUNK = 256  # texts that are tokenized at once: their tokens are Python objects
 _ADVICE = "export the model to ONNX again, or use runtime=torch"
 
@@ -57,6 +58,21 @@ class OnnxExport:
             ) from error
         return cls(folder, manifest)
 
+    def loaded(self) -> OnnxExport:
+        """The export with its tokenizer and graph read, before another process may replace the folder."""
+        _ = self.tokenizer, self.graph
+        return self
+
+    def with_model(self, load: Callable[[], Value]) -> Value:
+        """The model of the folder by `load`; a UserError if the folder is another export's by now."""
+
+        def read() -> Value:
+            if (self.folder / FOLDER / FILE_NAME).exists() and self.open(self.folder).manifest != self.manifest:
+                raise UserError(f"{self.folder} was replaced after it was opened; open it again.")
+            return load()
+
+        return read_whole(self.folder, read)
+
     @property
     def kind(self) -> str:
         """Kind of model: ``dense``, ``static``, ``sparse`` or ``cross-encoder``."""
@@ -74,8 +90,8 @@ class OnnxExport:
         name = graphs.get("int8", graphs["float32"])
         if not runs_here(name):
             log(
-                f"{name} is for processors with VNNI, which this one does not have, so {graphs['float32']} is used; "
-                "export again here for int8"
+                f"{name} is for ARM or for processors with VNNI, which this one does not have, so {graphs['float32']} "
+                "is used; export again here for int8"
             )
             name = graphs["float32"]
         return self.folder / FOLDER / name
@@ -189,15 +205,18 @@ def instructions() -> str:
     ``arm64``; ``avx512_vnni``, for any x86 processor with VNNI; or ``avx2``, for all others.
     """
     if platform.machine().lower() in ("arm64", "aarch64"):
-        return "arm64"
+        return _ARM
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
-    return _FULL_RANGE if "avx512_vnni" in flags or "avx_vnni" in flags else "avx2"
+    return _VNNI if "avx512_vnni" in flags or "avx_vnni" in flags else _PLAIN
 
 
 def runs_here(name: str) -> bool:
-    """Whether this processor has the instructions in the name of a graph, or of their own."""
-    return _FULL_RANGE not in name or instructions() == _FULL_RANGE
+    """Whether a graph, or instructions, have 8-bit weights whose sums do not overflow on this processor.
+
+    Those for ARM and for VNNI overflow on x86 processors without VNNI; those for ``avx2`` have 7 bits.
+    """
+    return instructions() != _PLAIN or not any(other in name for other in (_VNNI, _ARM))
 
 
 def _session(file: Path) -> Any:

@@ -21,7 +21,8 @@ from retrodistill.runs.run import Run, top_k
 from retrodistill.training.texts import tuning_queries
 
 _ROLES: tuple[Role, Role] = ("query", "document")
-DEPTH = 10  # ranks that are compared
+DEPTH = 10  # ranks that are compared, or half of the documents where these are fewer than 20
+_TOO_FEW = "int8 is checked by the order of documents, and this collection has too few; give another."
 _DOCUMENTS = 500  # that encoders rank
 _MOST_COMPARED = 100  # documents whose vectors are compared where queries are what is searched with
 _PAIR_QUERIES, _CANDIDATES = 50, 20  # that cross-encoders order: BM25's documents for each query
@@ -61,6 +62,8 @@ class VectorComparison:
         whole = running(export)
         texts = {"query": tuning_queries(collection).texts, "document": spread(collection.documents.column, _DOCUMENTS)}
         self._texts: dict[Role, list[str]] = texts  # type: ignore[assignment]
+        if len(self._texts["document"]) < 2:
+            raise UserError(_TOO_FEW)
         self._whole = {role: as_array(whole.encode(own, role)) for role, own in self._texts.items()}
 
     def similarity(self, export: OnnxExport) -> float:
@@ -92,8 +95,12 @@ class PairComparison:
         queries = tuning_queries(collection)
         queries = queries.select(spread(queries.ids, _PAIR_QUERIES))
         self._run = BM25Ranker().search(queries, collection, _CANDIDATES)
-        if not len(self._run):
-            raise UserError("BM25 finds nothing for the queries of this collection; int8 is checked on what it finds.")
+        self._depths = dict(zip(self._run.query_ids, np.minimum(DEPTH, np.diff(self._run.bounds) // 2), strict=True))
+        if not any(self._depths.values()):
+            raise UserError(
+                "int8 is checked on what BM25 finds, which is less than two documents for each query of this "
+                "collection; give another."
+            )
         self._pairs = list(zip(*pair_texts(queries, collection, self._run), strict=True))
         self._whole = running(export).logits(self._pairs)
 
@@ -106,7 +113,9 @@ class PairComparison:
         """As `Comparison.fidelity`."""
         scores = self._running(export).logits(self._pairs)
         runs = self._run.with_scores(scores), self._run.with_scores(self._whole)
-        return Fidelity(_mean_overlap(*runs), _correlation(scores, self._whole))
+        shares = {depth: overlap(*runs, int(depth)) for depth in set(self._depths.values()) - {0}}
+        agreement = np.mean([shares[depth][query] for query, depth in self._depths.items() if depth])
+        return Fidelity(float(agreement), _correlation(scores, self._whole))
 
 
 def as_array(vectors: Any) -> np.ndarray:
@@ -118,16 +127,14 @@ def as_array(vectors: Any) -> np.ndarray:
 def _agreement(found: dict[Role, np.ndarray], wanted: dict[Role, np.ndarray]) -> float:
     queries, documents = ([str(number) for number in range(len(wanted[role]))] for role in _ROLES)
 
+    depth = min(DEPTH, len(documents) // 2)
+
     def best(vectors: dict[Role, np.ndarray]) -> Run:
         scores = vectors["query"] @ vectors["document"].T
-        rows = top_k(scores, DEPTH)
+        rows = top_k(scores, depth)
         return Run.from_matrix(queries, documents, rows, np.take_along_axis(scores, rows, axis=1))
 
-    return _mean_overlap(best(found), best(wanted))
-
-
-def _mean_overlap(found: Run, wanted: Run) -> float:
-    return float(np.mean(list(overlap(found, wanted, DEPTH).values())))
+    return float(np.mean(list(overlap(best(found), best(wanted), depth).values())))
 
 
 def _correlation(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -50,6 +50,7 @@ def fit_bits(start: Codes, documents: Vectors, rounds: int = ROUNDS) -> Codes:
         for first in range(0, len(codes), _BLOCK):
             block = slice(first, first + _BLOCK)
             codes[block] = bits_of(read_vectors(documents, block) - mean, decoder)
+        codes[rows] = signs > 0  # fitted in all rounds: their error is smaller
     lengths = np.linalg.norm(decoder, axis=1)
     is_used = lengths > _SHORTEST
     rotation = np.where(is_used[:, None], decoder / np.maximum(lengths, _SHORTEST)[:, None], start.rotation)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from retrodistill.core.cache import cache_folder
 from retrodistill.core.engines import Computation, Task, check_same_model, compute
 from retrodistill.core.errors import UserError
+from retrodistill.core.files import read_whole
 from retrodistill.core.manifest import Manifest
 from retrodistill.core.runtime import log
 from retrodistill.core.stores import slug, text_keys
@@ -31,7 +32,7 @@ from retrodistill.encoders.contract import (
     tokens_per_pass,
 )
 from retrodistill.encoders.embeddings import KeyedStore
-from retrodistill.encoders.loading import load_cross_encoder
+from retrodistill.encoders.loading import load_cross_encoder, require_scoring_head
 from retrodistill.encoders.modules import configurations, settings_of, tokenizers_digest, weights_digest
 from retrodistill.encoders.names import ModelName
 from retrodistill.encoders.onnx_runtime import OnnxExport
@@ -176,7 +177,7 @@ class OnnxCrossEncoderRanker(CrossEncoderRanker):
     @cached_property
     def model(self) -> CrossEncoder:  # type: ignore[override]  # an attribute of the base
         """The sentence-transformers model."""
-        return self._load()
+        return self.export.with_model(self._load)
 
     @cached_property
     def owner(self) -> Manifest:
@@ -191,17 +192,29 @@ class OnnxCrossEncoderRanker(CrossEncoderRanker):
 
     def logits(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """As `CrossEncoderRanker.logits`."""
+        if not pairs:
+            return np.zeros(0, dtype=np.float32)
         prompt = self.prompt
         return self.export.graph.run([(prompt + query, document) for query, document in pairs], TOKENS_PER_PASS)[:, 0]
 
 
 def open_cross_encoder(name: ModelName, root: Path | None = None) -> CrossEncoderRanker:
-    """The ranker of a cross-encoder, in ONNX Runtime by the current encoding settings."""
+    """The ranker of a cross-encoder, in ONNX Runtime by the current encoding settings.
+
+    Raises:
+        UserError: The model has no head that scores pairs; or what `chosen_export` raises.
+    """
     load, of = partial(load_cross_encoder, name.name, keep_adapters=True), name.anywhere
-    export = chosen_export(name)
-    if export is None:
-        return CrossEncoderRanker(load(), str(name), root, of)
-    return OnnxCrossEncoderRanker(export, str(name), load, root, of)
+
+    def read() -> CrossEncoderRanker:
+        export = chosen_export(name)
+        if export is not None:
+            return OnnxCrossEncoderRanker(export.loaded(), str(name), load, root, of)
+        ranker = CrossEncoderRanker(load(), str(name), root, of)
+        require_scoring_head(name.name)
+        return ranker
+
+    return read_whole(name.name, read)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from retrodistill.core.hub import PREFIX
 from retrodistill.core.paths import path_of
 from retrodistill.encoders.any_encoder import load_encoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel
-from retrodistill.encoders.loading import scores_pairs
 from retrodistill.encoders.names import KINDS, MODEL_KINDS, ModelName, cannot_search, check_can_search, parse_model_name
 from retrodistill.rankers.bi_encoder import DenseRanker, MultiVectorRanker, SparseRanker
 from retrodistill.rankers.cross_encoder import CrossEncoderRanker, open_cross_encoder
@@ -92,11 +91,6 @@ def _of_name(name: ModelName, store: Path | None) -> Ranker:
     if not kind.is_cross_encoder:
         return of_encoder(load_encoder(name), store)
     ranker = open_cross_encoder(name, store)
-    if not ranker.is_exported and not scores_pairs(name.name):
-        raise UserError(
-            f"model {name.name} has no head that scores pairs, so its scores would be random; name it "
-            f"'dense:{name.name}', or train a cross-encoder from it."
-        )
     own = ranker.student_kind
     if name.kind not in (own, "cross-encoder"):
         raise UserError(f"model {name.name} is not a {name.kind} student but a {own}; name it '{own}:{name.name}'.")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retrodistill.core.errors import UserError
 from retrodistill.core.faiss import faiss
 from retrodistill.encoders.vectors import Vectors, training_rows
 from retrodistill.students.dense_variants import VectorLoss
@@ -23,12 +24,18 @@ _BLOCK = 65_536  # vectors that are coded at once
 class CodedVectors:
     """Stored (n, d) vectors as the index of their codes represents them, decoded when they are read.
 
+    Args:
+        vectors: (n, d), 2 or more; fewer are a `UserError`.
+        precision: ``int8`` or ``binary``.
+
     Codes are those of FAISS's `SQ8` (int8) or `PQ{d}x1` (binary): two numbers for each dimension, in whose middle its
     bit changes. Only the codes are kept.
     """
 
     def __init__(self, vectors: Vectors, precision: Precision) -> None:
         count, dimension = vectors.shape
+        if count < 2:
+            raise UserError(f"quantize is for two or more documents, and there is {count}; leave it out.")
         factory = "SQ8" if precision == "int8" else f"PQ{dimension}x1np"
         self._index: Any = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
         if precision == "binary":

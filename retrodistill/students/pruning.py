@@ -23,6 +23,7 @@ from retrodistill.core.runtime import bar
 from retrodistill.data.pseudo_queries import sample_sentences, source_document, title_texts
 from retrodistill.data.texts import spread, spread_rows
 from retrodistill.encoders.contract import Role
+from retrodistill.encoders.modules import LENGTH_ADAPTIVE
 from retrodistill.encoders.pruned_layers import Parts, describe_pruned, heads_of, units_of
 from retrodistill.students.registry import as_student, kind_of
 from retrodistill.training.trainer import evaluating
@@ -84,6 +85,8 @@ def transformer_of(model: Any) -> Transformer:
         raise UserError(f"a model of {type(model[0]).__name__} has no heads and units to remove; leave 'keep' out.")
     if len(found) > 1:
         raise UserError("a model with several transformers is not pruned; leave 'keep' out.")
+    if hasattr(found[0], LENGTH_ADAPTIVE):
+        raise UserError("a model that drops tokens is not pruned; start from it with all tokens, without @keep-...")
     return found[0]
 
 

@@ -74,7 +74,8 @@ def trim_model(
     transformers = [module.auto_model for module in model.modules() if hasattr(module, "auto_model")]
     # Positions are numbered from behind the id of padding, which must stay as it is.
     fixed = range(max(map(first_position, transformers), default=0))
-    kept = kept_tokens(tokenizer, [*used.tolist(), *fixed])
+    named = [token for module in model.modules() for token in _named_tokens(module)]
+    kept = kept_tokens(tokenizer, [*used.tolist(), *fixed, *named])
     trimmed = _with_tokens(copy.deepcopy(model), tokenizer, kept, name)
     if dimension is not None:
         trimmed = reduce_dimension(trimmed, dimension, documents, queries, name)
@@ -205,6 +206,23 @@ def _cut_head(module: Any, rows: torch.Tensor) -> None:
     module.linear.to(whole.weight.device)
 
 
+def _named_tokens(module: Any) -> list[int]:
+    """Ids of tokens that a module's settings name: of the answers of a language model, or of what is scored alone."""
+    if type(module).__name__ == "LogitScore":
+        return [token for token in (module.true_token_id, module.false_token_id) if token is not None]
+    return list(module.keep_only_token_ids or []) if type(module).__name__ == "MultiVectorMask" else []
+
+
+def _cut_answers(module: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
+    module.true_token_id, module.false_token_id = new[module.true_token_id], new.get(module.false_token_id)
+
+
+def _cut_mask(module: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
+    """Of a module that finds the ids of its skipped words again when it is loaded."""
+    if module.keep_only_token_ids is not None:
+        module.keep_only_token_ids = [new[token] for token in module.keep_only_token_ids]
+
+
 def _cut_segments(module: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
     module.separator = new[module.separator]
 
@@ -212,6 +230,8 @@ def _cut_segments(module: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
 # What has a part for each token, or knows ids of tokens, besides transformers.
 _CHANGES: dict[str, Callable[[Any, torch.Tensor, dict[int, int]], None]] = {
     "LexicalTerms": _cut_terms,
+    "LogitScore": _cut_answers,
+    "MultiVectorMask": _cut_mask,
     "SegmentHead": _cut_segments,
     "SparseStaticEmbedding": _cut_weights,
     "SpladePooling": _cut_pooling,

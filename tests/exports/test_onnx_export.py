@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,7 @@ class TestCrossEncoders:
         pairs = [(query, text) for query in TEXTS for text in TEXTS]
         np.testing.assert_allclose(graph.logits(pairs), model.logits(pairs), atol=1e-5)
         assert graph.fingerprint(tiny) != model.fingerprint(tiny)
+        assert graph.logits([]).shape == model.logits([]).shape == (0,)
 
     @pytest.mark.slow
     def test_of_a_student_with_a_head_of_segments(self, tiny_model, tmp_path):
@@ -272,6 +274,25 @@ class TestInt8:
         made_for = export.manifest.about["graphs"]["int8"]
         assert export.file.name == ("model.onnx" if "vnni" in made_for else made_for)
 
+    @pytest.mark.parametrize(
+        ("processor", "runs"),
+        [
+            ("avx2", {"avx2": True, "avx512_vnni": False, "arm64": False}),
+            ("avx512_vnni", {"avx2": True, "avx512_vnni": True, "arm64": True}),
+            ("arm64", {"avx2": True, "avx512_vnni": True, "arm64": True}),
+        ],
+    )
+    def test_sums_of_8_bit_weights_overflow_without_vnni(self, processor, runs, monkeypatch):
+        monkeypatch.setattr(onnx_runtime, "instructions", lambda: processor)
+        assert {name: onnx_runtime.runs_here(f"model_qint8_{name}.onnx") for name in runs} == runs
+
+    def test_as_many_ranks_are_compared_as_half_of_a_few_documents(self):
+        from retrodistill.exports.onnx_fidelity import _agreement
+
+        whole = {"query": np.eye(4, dtype=np.float32), "document": np.eye(4, dtype=np.float32) * [4, 3, 2, 1]}
+        assert _agreement(whole, whole) == 1
+        assert _agreement({**whole, "document": whole["document"][::-1]}, whole) < 1
+
 
 class TestRuntime:
     def test_torch_is_taken_on_request(self, exported):
@@ -334,6 +355,17 @@ class TestFolder:
         with encode_with(runtime="torch"):
             load_encoder(f"dense:{tmp_path / 'copy'}")
 
+    def test_what_was_opened_stays_when_the_folder_is_replaced(self, exported, tmp_path):
+        shutil.copytree(exported, tmp_path / "copy")
+        encoder = load_encoder(f"dense:{tmp_path / 'copy'}")
+        wanted = load_encoder(f"dense:{exported}").encode(TEXTS, "query")
+        manifest = tmp_path / "copy" / "onnx" / "manifest.json"
+        other = replace(Manifest.read(manifest.parent, manifest.name), inputs={"weights": "others"})
+        other.write(manifest.parent)
+        np.testing.assert_array_equal(encoder.encode(TEXTS, "query"), wanted)
+        with pytest.raises(UserError, match="was replaced after it was opened; open it again"):
+            _ = encoder.model
+
     def test_a_damaged_graph_is_refused(self, exported, tmp_path):
         shutil.copytree(exported, tmp_path / "copy")
         graph = tmp_path / "copy" / "onnx" / "model.onnx"
@@ -389,6 +421,10 @@ class TestRefusals:
     def test_a_kind_with_several_vectors(self, tiny_model, tmp_path):
         with pytest.raises(UserError, match="cannot be exported to ONNX; models that can"):
             export_onnx(f"multi-vector:{tiny_model}", tmp_path / "onnx")
+
+    def test_a_model_without_a_head_that_scores(self, tiny_model, tmp_path):
+        with pytest.raises(UserError, match="no head that scores pairs"):
+            export_onnx(f"cross-encoder:{tiny_model}", tmp_path / "onnx")
 
     def test_int8_without_a_collection(self, tiny_model, tmp_path):
         with pytest.raises(UserError, match="give a collection"):

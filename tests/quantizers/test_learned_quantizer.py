@@ -348,9 +348,13 @@ class TestFittedBits:
         whole = fit_bits(start, documents)
         monkeypatch.setattr("retrodistill.quantizers.bits._BLOCK", 7)
         np.testing.assert_array_equal(fit_bits(start, documents).codes, whole.codes)
-        sample = documents[np.linspace(0, 299, 200).astype(int)]
+        rows = np.linspace(0, 299, 200).astype(int)
         decoder = whole.rotation * (whole.codebooks[:, 1] - whole.codebooks[:, 0]) / 2
-        np.testing.assert_array_equal(whole.codes, bits_of(documents - sample.mean(axis=0), decoder))
+        found, others = bits_of(documents - documents[rows].mean(axis=0), decoder), np.delete(np.arange(300), rows)
+        np.testing.assert_array_equal(whole.codes[others], found[others])
+        again = replace(whole, codes=found)
+        errors = [np.square(documents - codes.reconstruct())[rows].sum() for codes in (whole, again)]
+        assert errors[0] < errors[1]  # the sample keeps the bits of all rounds
 
     def test_documents_that_are_all_the_same_are_decoded_as_they_are(self, documents, start):
         same, rows = np.repeat(documents[:1], 300, axis=0), start.rotation  # 16 dimensions of 32 can be decoded

@@ -5,8 +5,8 @@ from huggingface_hub import ModelCard
 
 import retrodistill as rd
 from retrodistill.encoders.contract import STUDENT_MANIFEST
-from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.encoders.names import hub_name
+from retrodistill.recipes import parse_recipe, run_recipe
 from retrodistill.report.card import without_folders
 from retrodistill.students import load_student
 from retrodistill.training.settings import TrainingSettings

@@ -35,6 +35,11 @@ def model(tiny_model):
     return load_bi_encoder(tiny_model).eval()
 
 
+def test_one_document_has_no_codes():
+    with pytest.raises(UserError, match="two or more documents, and there is 1"):
+        CodedVectors(np.ones((1, 8), dtype=np.float32), "binary")
+
+
 class TestStoredVectors:
     @pytest.mark.parametrize(("precision", "factory"), [("int8", "SQ8"), ("binary", "PQ32x1")])
     def test_are_what_the_index_of_the_codes_decodes(self, precision, factory):

@@ -19,8 +19,10 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.any_encoder import load_encoder
+from retrodistill.encoders.length_adaptive import LengthAdaptiveSettings
 from retrodistill.encoders.loading import load_bi_encoder, load_cross_encoder, load_sparse
 from retrodistill.encoders.pruned_layers import PrunedTransformer, heads_of, units_of
+from retrodistill.encoders.token_dropping import keep_share, make_length_adaptive
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.pace import start_model
 from retrodistill.recipes.stage_teachers import student_manifest
@@ -366,6 +368,11 @@ class TestMistakes:
         router = Router.for_query_document([copy.deepcopy(model[0])], [model[0]])
         with pytest.raises(UserError, match=r"^a model with several transformers is not pruned"):
             prune(SentenceTransformer(modules=[router, *list(model)[1:]], device="cpu"), sample, units=8)
+
+    def test_a_transformer_that_drops_tokens(self, model, sample):
+        make_length_adaptive(model, LengthAdaptiveSettings(layers=[1], keep=0.5))
+        with pytest.raises(UserError, match=r"^a model that drops tokens is not pruned; start from it with all tokens"):
+            prune(keep_share(model, 0.5), sample, units=8)
 
     @pytest.mark.parametrize("architecture", ["modernbert", "mpnet", "deberta-v2", "qwen3"])
     def test_heads_that_cannot_be_removed(self, architecture, sample, tmp_path):

@@ -156,6 +156,30 @@ class TestOtherClasses:
         np.testing.assert_allclose(small.predict(pairs), model.predict(pairs), atol=1e-6)
         assert small[-1].separator == small.tokenizer.sep_token_id != model.tokenizer.sep_token_id
 
+    def test_the_answers_of_a_language_model_keep_their_tokens(self, tmp_path):
+        from sentence_transformers.cross_encoder.modules import LogitScore
+
+        bert = Transformer(str(masked_model(tmp_path / "bert", [*PIECES, *WORDS])))
+        model = SentenceTransformer(modules=[bert, LogitScore(PIECES.index("whale"), PIECES.index("shark"))])
+        cut = trim_model(model, DOCUMENTS, QUERIES).model
+        names = cut.tokenizer.convert_ids_to_tokens([cut[1].true_token_id, cut[1].false_token_id])
+        assert names == ["whale", "shark"]
+        assert len(cut.tokenizer) < len(model.tokenizer)
+
+    def test_a_mask_of_multi_vector_encoders_keeps_the_same_tokens(self, tmp_path):
+        from retrodistill.encoders.multi_vector import token_encoder
+
+        model = token_encoder(bi_encoder("bert", tmp_path))
+        tokens = sorted(set(model.tokenizer(DOCUMENTS[0], add_special_tokens=False)["input_ids"]))[-2:]
+        names = model.tokenizer.convert_ids_to_tokens(tokens)
+        mask = next(module for module in model if type(module).__name__ == "MultiVectorMask")
+        mask.keep_only_token_ids = tokens
+        small, _ = trimmed(model, tmp_path)
+        for after, before in zip(small.encode_document(TEXTS), model.encode_document(TEXTS), strict=True):
+            np.testing.assert_allclose(after, before, atol=1e-6)
+        cut = next(module for module in small if type(module).__name__ == "MultiVectorMask")
+        assert small.tokenizer.convert_ids_to_tokens(cut.keep_only_token_ids) == names
+
     def test_multi_vector_encoders_give_the_same_tokens(self, tmp_path):
         from retrodistill.encoders.multi_vector import token_encoder
 
