@@ -18,6 +18,7 @@ from retrodistill.core.json_files import json_text
 from retrodistill.core.paths import path_of
 from retrodistill.core.stores import text_keys
 from retrodistill.data.collection import Collection
+from retrodistill.data.passages import cut
 from retrodistill.data.phrases import phrase_places
 from retrodistill.data.records import id_of, text_of
 from retrodistill.data.sentences import sentences
@@ -72,13 +73,15 @@ def title_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts
     )
 
 
-def document_texts(collection: Collection, rows: np.ndarray | None = None) -> Texts:
-    """Each document's whole text as a pseudo-query, unless it is empty.
+def document_texts(collection: Collection, rows: np.ndarray | None = None, words: int | None = None) -> Texts:
+    """Each document's whole text as a pseudo-query, unless it is empty; or its first sentences of up to `words` words.
 
     Ids are `GENERATED` and ``document:<document id>``.
     """
-    pairs = _pairs(collection.documents, rows)
-    return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in pairs if not is_blank(text))
+    pairs = ((id_, text) for id_, text in _pairs(collection.documents, rows) if not is_blank(text))
+    if words is not None:
+        pairs = ((id_, cut(text, words, 0)[0]) for id_, text in pairs)
+    return Texts.from_pairs((f"{_DOCUMENT}{id_}", text) for id_, text in pairs)
 
 
 def sample_phrases(

@@ -201,6 +201,9 @@ class TextSettings(Settings):
     not masked: other documents hold them, too."""
     documents: bool = False
     """The whole text of each document. Where the document encoder is a file of vectors, only these have a vector."""
+    document_words: int | None = Field(default=None, ge=1, exclude_if=lambda given: given is None)
+    """Most words of a document's text, in whole sentences from its beginning; null for all. For a student that reads
+    fewer tokens than its teacher (`max_length`): the teacher then gives vectors of what the student reads."""
     generated: str | None = Field(default=None, exclude_if=lambda given: given is None)
     """A file of queries that a model wrote for documents, as `retrodistill generate` writes it: JSONL with `_id`,
     `text`, and `document_id`."""
@@ -209,10 +212,18 @@ class TextSettings(Settings):
     pseudo-queries are wanted too; then generated queries, up to half of what is left; then the titles, sentences, and
     phrases of documents. All are drawn evenly."""
 
+    @model_validator(mode="after")
+    def _words_of_documents(self) -> TextSettings:
+        if self.document_words is not None and not self.documents:
+            raise ValueError("document_words is for documents: true; set both, or neither")
+        return self
+
     @property
     def of_documents(self) -> dict[str, Any]:
         """Which pseudo-queries are wanted, and the limit, as `training_texts` takes them."""
-        return self.model_dump(include={"titles", "sentences", "phrases", "documents", "generated", "limit"})
+        return self.model_dump(
+            include={"titles", "sentences", "phrases", "documents", "document_words", "generated", "limit"}
+        )
 
     @property
     def per_document(self) -> int:

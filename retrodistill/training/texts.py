@@ -66,6 +66,7 @@ def training_texts(  # noqa: PLR0913 - one option each
     sentences: int = 3,
     phrases: int = 0,
     documents: bool = False,
+    document_words: int | None = None,
     generated: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -80,6 +81,7 @@ def training_texts(  # noqa: PLR0913 - one option each
         sentences: Number of sentences per document, drawn without replacement by the seed.
         phrases: Number of phrases per document, drawn by the seed (see `sample_phrases`).
         documents: Take every document's whole text.
+        document_words: Take only its first sentences, of up to this many words.
         generated: A file of queries that were generated for documents (see `load_generated`).
         limit: Most texts: queries, up to half of it if there are pseudo-queries too; then generated queries, up to half
             of what is left if documents have other texts too; then texts of documents. All are drawn evenly. None for
@@ -100,7 +102,7 @@ def training_texts(  # noqa: PLR0913 - one option each
     if phrases:
         pseudo = pseudo + sample_phrases(collection, phrases, seed, rows, stopwords_of(collection.documents))
     if documents:
-        pseudo = pseudo + document_texts(collection, rows)
+        pseudo = pseudo + document_texts(collection, rows, document_words)
     pseudo, leaks = without_leaks(pseudo, excluded)
     texts = queries + pseudo
     if not len(texts):

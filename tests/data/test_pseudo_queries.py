@@ -7,6 +7,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.data import Collection, load_collection
 from retrodistill.data.phrases import phrase_places
 from retrodistill.data.pseudo_queries import (
+    document_texts,
     is_phrase,
     load_generated,
     sample_phrases,
@@ -68,6 +69,14 @@ class TestTitles:
 def phrases_of(text, stopwords=()):
     """The phrases of one, two, and three words."""
     return [[text[place] for place in places] for places in phrase_places(text, stopwords)]
+
+
+class TestDocuments:
+    def test_the_first_sentences_of_so_many_words(self):
+        both = collection({"a": ("", BODY), "b": ("", "Short."), "c": ("", "")})
+        assert document_texts(both).texts == [BODY, "Short."]
+        assert document_texts(both, words=7).texts == ["One two three. Four five six.", "Short."]
+        assert document_texts(both, words=2).texts == ["One two", "Short."]
 
 
 class TestPhrasesOfAText:

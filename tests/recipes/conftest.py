@@ -90,6 +90,8 @@ def small_recipe(tiny_model):
             student["dimension"] = 16 if isinstance(student["dimension"], int) else student["dimension"]
             student["join"] = 1 if student["join"] else None
             student["layers"] = 1 if student["layers"] else None
+            if student.get("keep"):
+                student["keep"] |= {"heads": 1, "units": 16}
             student["exits"] = [1] if student["exits"] else []
             for stage in student["stages"]:
                 stage["matryoshka"] = [16, 8] if stage["matryoshka"] else []

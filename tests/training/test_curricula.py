@@ -533,6 +533,7 @@ class TestKeysThatDoNotFit:
             ({"objectives": "bce"}, "bce learns labels from 0 to 1: set labels"),
             ({"positives": "labels"}, "positives: labels is for margin-mse, lelp, contrastive and in-batch objectives"),
             ({"topics": 4}, "topics is for batches: topics"),
+            ({"texts": {"document_words": 90}}, "document_words is for documents: true"),
             ({"batches": "length", "train": "both_encoders"}, "batches: length is for train: query_encoder"),
             ({"selection": {"ranks": [1, 5]}}, "ranks are a first, at least 2"),
             ({"teacher": "student:"}, "write student:NAME"),
