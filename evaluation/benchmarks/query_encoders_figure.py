@@ -61,8 +61,11 @@ def draw(panels: list[dict[str, Any]], lines: list[tuple[str, str, str]], out: P
         for name, label, value in lines:
             if name == panel["collection"]:
                 axis.axhline(float(value), color="#888888", linewidth=0.9, linestyle="--", zorder=0)
-                axis.annotate(label, (1, float(value)), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+                axis.annotate(
+                    label, (1, float(value)), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=8
+                )
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel("encoding a query, ms (median, one thread)")
         axis.set_title(panel["collection"], fontsize=10)
         axis.grid(color="#e6e6e6", linewidth=0.6)

@@ -1,10 +1,11 @@
 """Measure the quality of documents added after training. FAISS encodes them with the nearest codewords.
 
-    python evaluation/distill_vq/adding.py ../shared/data/nfcorpus
+    python evaluation/distill_vq/adding.py FOLDER... [--bits]
 
 The quantizer is learned on nine tenths of the documents, and the last tenth is added with ``index.add``. OPQ is treated
 the same way. adding.json gets the agreement of the test queries' rankings with exact search (nDCG with the exact top 10
-as gains) over the learned documents, the added documents, and all documents.
+as gains) over the learned documents, the added documents, and all documents. With ``--bits``, codes are ITQ's and bits
+that are fitted and learned, to which documents are added by this package's ``add``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 from curve import HERE, Bench, keep, read
 
 from retrodistill.encoders.vectors import exact_search
-from retrodistill.quantizers import QuantizerSettings, factory_for, learn_quantizer, read_index, start_index
+from retrodistill.quantizers import QuantizerSettings, factory_for, learn_quantizer, read_index, start_index, to_faiss
+from retrodistill.quantizers.bits import add_bits, fit_bits
 from retrodistill.runs.agreement import rank_agreement
 
 
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--bits", action="store_true", help="one bit per dimension in place of product codes")
     options = parser.parse_args()
     for folder in options.collections:
         measure(Bench(folder, options.model, "near"), options)
@@ -45,11 +48,14 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
     sources = np.where(bench.sources >= 0, place[bench.sources], -1)
     asked = (bench.sources < 0) | (sources >= 0)  # without pseudo-queries of documents that are added later
     documents = np.ascontiguousarray(bench.documents[first])
-    factory = factory_for(options.bytes, documents.shape[1])
+    width = documents.shape[1]
+    factory = f"ITQ{width},PQ{width}x1" if options.bits else factory_for(options.bytes, width)
     start = start_index(factory, documents, seed=options.seed)
 
     def look(index: Any) -> dict[str, float]:
-        index.add(np.ascontiguousarray(bench.documents[later]))
+        new = np.ascontiguousarray(bench.documents[later])
+        if not add_bits(index, new):
+            index.add(new)
         rebuilt = read_index(index).reconstruct()
         parts = {
             "learned": (rebuilt[: len(first)], documents),
@@ -62,14 +68,17 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
             found[name] = float(rank_agreement(rows, wanted).mean())
         return found
 
-    for transform in ("free", "rotation"):
-        key = f"{bench.name}/{transform}"
+    if options.bits and f"{bench.name}/fitted-bits" not in read(file):
+        keep(file, f"{bench.name}/fitted-bits", look(to_faiss(fit_bits(read_index(start), documents))))
+    for transform in ("free",) if options.bits else ("free", "rotation"):
+        key = f"{bench.name}/{'bits' if options.bits else transform}"
         if key not in read(file):
             settings = QuantizerSettings(seed=options.seed, steps=options.steps, transform=transform)
             learned = learn_quantizer(documents, bench.asked[asked], start, settings, sources=sources[asked])
             keep(file, key, look(learned.index))
-    if f"{bench.name}/opq" not in read(file):
-        keep(file, f"{bench.name}/opq", look(start))
+    key = f"{bench.name}/{'itq' if options.bits else 'opq'}"
+    if key not in read(file):
+        keep(file, key, look(start))
 
 
 if __name__ == "__main__":
