@@ -276,7 +276,7 @@ def _check(export: OnnxExport, model: _Encoder | _CrossEncoder) -> None:
     texts = [" ".join(generator.choice(words, size)) for size in (1, 2, 7, 30, 200, 600)]
     for found, wanted in model.results(export, texts):
         lengths = np.linalg.norm(wanted, axis=1)
-        if model.scores:  # a score near 0 is no smaller error
+        if model.scores:  # errors of all pairs count alike, also where a score is near 0
             lengths = np.full_like(lengths, lengths.max())
         lengths = np.maximum(lengths, 1e-6)
         apart = float((np.linalg.norm(found - wanted, axis=1) / lengths).max())

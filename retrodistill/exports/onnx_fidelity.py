@@ -22,7 +22,6 @@ from retrodistill.training.texts import tuning_queries
 
 _ROLES: tuple[Role, Role] = ("query", "document")
 DEPTH = 10  # ranks that are compared, or half of the documents where these are fewer than 20
-_TOO_FEW = "int8 is checked by the order of documents, and this collection has too few; give another."
 _DOCUMENTS = 500  # that encoders rank
 _MOST_COMPARED = 100  # documents whose vectors are compared where queries are what is searched with
 _PAIR_QUERIES, _CANDIDATES = 50, 20  # that cross-encoders order: BM25's documents for each query
@@ -63,7 +62,7 @@ class VectorComparison:
         texts = {"query": tuning_queries(collection).texts, "document": spread(collection.documents.column, _DOCUMENTS)}
         self._texts: dict[Role, list[str]] = texts  # type: ignore[assignment]
         if len(self._texts["document"]) < 2:
-            raise UserError(_TOO_FEW)
+            raise UserError("int8 is checked by the order of documents, and this collection has too few; give another.")
         self._whole = {role: as_array(whole.encode(own, role)) for role, own in self._texts.items()}
 
     def similarity(self, export: OnnxExport) -> float:
@@ -126,7 +125,6 @@ def as_array(vectors: Any) -> np.ndarray:
 
 def _agreement(found: dict[Role, np.ndarray], wanted: dict[Role, np.ndarray]) -> float:
     queries, documents = ([str(number) for number in range(len(wanted[role]))] for role in _ROLES)
-
     depth = min(DEPTH, len(documents) // 2)
 
     def best(vectors: dict[Role, np.ndarray]) -> Run:

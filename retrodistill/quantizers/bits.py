@@ -44,13 +44,11 @@ def fit_bits(start: Codes, documents: Vectors, rounds: int = ROUNDS) -> Codes:
         _improve(signs, sample, decoder, _SWEEPS)
     decoder = _decoder(signs, sample)
     codes = np.empty_like(start.codes)
-    if len(rows) == len(codes):
-        codes[:] = signs > 0
-    else:
+    if len(rows) < len(codes):
         for first in range(0, len(codes), _BLOCK):
             block = slice(first, first + _BLOCK)
             codes[block] = bits_of(read_vectors(documents, block) - mean, decoder)
-        codes[rows] = signs > 0  # fitted in all rounds: their error is smaller
+    codes[rows] = signs > 0  # fitted in all rounds: their error is smaller
     lengths = np.linalg.norm(decoder, axis=1)
     is_used = lengths > _SHORTEST
     rotation = np.where(is_used[:, None], decoder / np.maximum(lengths, _SHORTEST)[:, None], start.rotation)
