@@ -93,6 +93,59 @@ def balanced_kl(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     return weights * _divergence(teacher, student, valid) + (1 - weights) * _divergence(student, teacher, valid)
 
 
+def skewed_kl(
+    scores: Tensor,
+    targets: Tensor,
+    mask: Tensor | None = None,
+    *,
+    skew: float = 0.1,
+    reverse: bool = False,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+) -> Tensor:
+    """Skew KL divergence (DistiLLM, ICML 2024, arXiv 2402.03898, eqs. 4 and 5), in nats, from 0 to -log `skew`.
+
+    ``mean_b KL(p || a p + (1 - a) q)``, and with `reverse` ``mean_b KL(q || (1 - a) p + a q)``, where a is `skew`, from
+    0 up to 1, and p, q and the temperatures are those of `kl_divergence`, which it is at a = 0. The mixture keeps the
+    ratio of the two distributions, and with it the gradient, bounded where the one that is learned from has mass and
+    the other has almost none.
+    """
+    if not 0 <= skew < 1:
+        raise UserError(f"skew={skew}: it must be from 0 to less than 1.")
+
+    def divergence(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+        of, other = (student, teacher) if reverse else (teacher, student)
+        if skew == 0:
+            return _divergence(of, other, valid)
+        return _divergence(of, torch.logaddexp(of + math.log(skew), other + math.log1p(-skew)), valid)
+
+    temperatures = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
+    return _over_distributions(divergence)(scores, targets, mask, **temperatures)
+
+
+objective("skew-kl", "KL to a mixture of teacher and student, which bounds its gradients (arXiv 2402.03898)")(skewed_kl)
+objective("skew-reverse-kl", "the same from the student's side")(partial(skewed_kl, reverse=True))
+
+
+@objective(
+    "affinity",
+    "KL both ways over the batch: a text's documents, and a document's texts (TinyCLIP, arXiv 2309.12314)",
+    ("batch_scores", "batch_targets", "batch_mask"),
+    needs_positives=True,
+    control="in-batch",
+)
+def affinity_mimicking(scores: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Affinity mimicking: the batch's scores as distributions over documents and over texts (TinyCLIP, ICCV 2023).
+
+    Half of `kl_divergence` over the rows of the (batch, m) scores, which ranks the documents of the batch for each
+    text, plus half of the same over their columns, which ranks the texts for each document (arXiv 2309.12314, section
+    3.1, with the Kullback-Leibler divergence for its cross-entropy, which has the same gradient). In nats, 0 or more.
+    Columns compare scores across texts: cosines can be compared, an ensemble's z-scores per text only roughly.
+    """
+    valid = mask_of(scores, targets, mask)
+    return (kl_divergence(scores, targets, valid) + kl_divergence(scores.T, targets.T, valid.T)) / 2
+
+
 @objective("listnet", "cross-entropy of the top-one probabilities (Cao et al. 2007)")
 @_over_distributions
 def listnet(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:

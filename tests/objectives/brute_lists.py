@@ -191,6 +191,12 @@ def taid_value(s, t, share=0.6):
     return divergence(log_softmax(mixed), log_softmax(s))
 
 
+def skewed(of, other, share=0.1):
+    """KL of the first distribution to a mixture with so much of it, from probabilities."""
+    of, other = softmax(of), softmax(other)
+    return sum(a * math.log(a / (share * a + (1 - share) * b)) for a, b in zip(of, other, strict=True))
+
+
 def soft_label(score, label):
     """-y log sigmoid(s) - (1 - y) log sigmoid(-s); labels beyond 0..1 are as linear in it."""
     return label * logistic(score) + (1 - label) * logistic(-score)
@@ -200,6 +206,8 @@ BRUTE = {
     "kl": brute_kl,
     "reverse-kl": per_list(lambda s, t: divergence(log_softmax(s), log_softmax(t))),
     "balanced-kl": per_list(balanced),
+    "skew-kl": per_list(lambda s, t: skewed(t, s)),
+    "skew-reverse-kl": per_list(skewed),
     "listnet": per_list(crossed),
     "mse": over_items(lambda s, t: [(a - b) ** 2 for a, b in zip(s, t, strict=True)]),
     "bce": over_items(lambda s, t: [soft_label(a, b) for a, b in zip(s, t, strict=True)]),

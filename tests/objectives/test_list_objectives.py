@@ -14,6 +14,7 @@ from retrodistill.objectives.distributions import (
     pld,
     reverse_kl,
     sinkhorn,
+    skewed_kl,
     taid,
 )
 from retrodistill.objectives.registry import INPUTS, OBJECTIVES, get_objective
@@ -31,6 +32,8 @@ OF_LISTS = {
     "kl": kl_divergence,
     "reverse-kl": reverse_kl,
     "balanced-kl": balanced_kl,
+    "skew-kl": skewed_kl,
+    "skew-reverse-kl": lambda *given, **named: skewed_kl(*given, **named, reverse=True),
     "listnet": listnet,
     "mse": mse,
     "bce": binary_cross_entropy,
@@ -45,7 +48,8 @@ OF_LISTS = {
     "taid": lambda *given, **named: taid(*given, **named, t=0.6),
 }
 OF_SHIFTED = sorted(set(OF_LISTS) - {"mse", "bce"})
-ZERO_AT_AGREEMENT = ["kl", "reverse-kl", "balanced-kl", "margin-mse", "margin-mse-all", "taid"]
+DIVERGENCES = ["kl", "reverse-kl", "balanced-kl", "skew-kl", "skew-reverse-kl"]
+ZERO_AT_AGREEMENT = [*DIVERGENCES, "margin-mse", "margin-mse-all", "taid"]
 PULLS_FLAT = [*ZERO_AT_AGREEMENT, "listnet", "mse"]
 STOPPED = {"balanced-kl", "taid"}  # a part of theirs that depends on the student carries no gradient, on purpose
 SEEDS = range(4)
@@ -361,7 +365,7 @@ class TestRefusals:
 class TestRegistry:
     def test_names_are_the_users_words_with_one_line_each(self):
         lists = {name for name in OBJECTIVES if get_objective(name).sees == "lists"}
-        assert {*OF_LISTS, "contrastive", "in-batch", "in-batch-margin-mse", "lwf"} == lists
+        assert {*OF_LISTS, "affinity", "contrastive", "in-batch", "in-batch-margin-mse", "lwf"} == lists
         assert not any("\n" in line for line in OBJECTIVES.values())
 
     def test_controls_read_no_teacher_and_replace_the_others(self):
@@ -369,9 +373,9 @@ class TestRegistry:
         assert teacherless >= {"contrastive", "in-batch", "lwf", "leaf"}
         assert {get_objective(name).control for name in OBJECTIVES} == {"contrastive", "in-batch"}
 
-    def test_positives_are_needed_by_controls_and_tas_b_only(self):
+    def test_positives_are_needed_by_controls_and_objectives_over_a_batch(self):
         needing = {name for name in OBJECTIVES if get_objective(name).needs_positives}
-        assert needing == {"contrastive", "in-batch", "in-batch-margin-mse"}
+        assert needing == {"affinity", "contrastive", "in-batch", "in-batch-margin-mse"}
 
     def test_an_unknown_input_or_a_duplicate_name_is_rejected(self):
         for name, takes in (("new", ("scores", "gains")), ("kl", ("scores",))):

@@ -5,9 +5,12 @@ import math
 import pytest
 import torch
 from brute_lists import lambda_sum, lists, pld_sum, rows
+from scipy.special import softmax as scipy_softmax
+from scipy.stats import entropy as scipy_entropy
 
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.distributions import (
+    affinity_mimicking,
     balanced_kl,
     contrastive,
     in_batch_contrastive,
@@ -18,6 +21,7 @@ from retrodistill.objectives.distributions import (
     pld,
     reverse_kl,
     sinkhorn,
+    skewed_kl,
     without_forgetting,
 )
 from retrodistill.objectives.scores import WEIGHTINGS, in_batch_margin_mse, lambda_loss, margin_mse, mse, ranknet
@@ -323,6 +327,58 @@ class TestInBatchMargins:
     def test_shapes_that_differ(self):
         with pytest.raises(UserError, match=r"positives of shape \(3,\)"):
             in_batch_margin_mse(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3, dtype=torch.long))
+
+
+class TestSkew:
+    def test_worked_by_hand(self):
+        scores, targets = (
+            torch.tensor([[0.0, 0.0]]),
+            torch.tensor([[math.log(3), 0.0]]),
+        )  # q = (1/2, 1/2), p = (3/4, 1/4)
+        mixed = (0.1 * 0.75 + 0.9 * 0.5, 0.1 * 0.25 + 0.9 * 0.5)
+        wanted = 0.75 * math.log(0.75 / mixed[0]) + 0.25 * math.log(0.25 / mixed[1])
+        assert skewed_kl(scores, targets).item() == pytest.approx(wanted, rel=1e-6)
+        mixed = (0.9 * 0.75 + 0.1 * 0.5, 0.9 * 0.25 + 0.1 * 0.5)
+        wanted = 0.5 * math.log(0.5 / mixed[0]) + 0.5 * math.log(0.5 / mixed[1])
+        assert skewed_kl(scores, targets, reverse=True).item() == pytest.approx(wanted, rel=1e-6)
+
+    def test_without_skew_it_is_kl_either_way(self):
+        scores, targets, mask = lists(2)
+        torch.testing.assert_close(skewed_kl(scores, targets, mask, skew=0), kl_divergence(scores, targets, mask))
+        found = skewed_kl(scores, targets, mask, skew=0, reverse=True)
+        torch.testing.assert_close(found, reverse_kl(scores, targets, mask))
+
+    def test_it_is_bounded_where_kl_is_not(self):
+        scores, targets = torch.tensor([[-200.0, 0.0]], requires_grad=True), torch.tensor([[0.0, -200.0]])
+        assert kl_divergence(scores, targets).item() == pytest.approx(200)
+        for reverse in (False, True):
+            assert skewed_kl(scores, targets, reverse=reverse).item() == pytest.approx(-math.log(0.1), rel=1e-5)
+
+    def test_a_share_beyond_its_range(self):
+        for skew in (-0.1, 1.0, math.nan):
+            with pytest.raises(UserError, match=r"^skew=.*from 0 to less than 1"):
+                skewed_kl(torch.zeros(2, 3), torch.zeros(2, 3), skew=skew)
+
+
+class TestAffinity:
+    def test_it_is_the_divergence_over_rows_and_over_columns(self):
+        scores, targets, mask = lists(1, batch=4, n=6)
+        valid = mask.numpy()
+        found = []
+        for student, teacher, used in ((scores, targets, valid), (scores.T, targets.T, valid.T)):
+            rows = [(s[of], t[of]) for s, t, of in zip(student, teacher, used, strict=True) if of.sum() >= 2]
+            divergences = [scipy_entropy(scipy_softmax(t.numpy()), scipy_softmax(s.numpy())) for s, t in rows]
+            found.append(sum(divergences) / len(divergences))
+        assert affinity_mimicking(scores, targets, mask).item() == pytest.approx(sum(found) / 2, rel=1e-6)
+
+    def test_a_document_that_all_texts_score_higher_matters_to_the_columns_only(self):
+        scores = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+        shifted = scores + torch.tensor([[0.0], [5.0], [-5.0]])  # by text: the order of each text's documents stays
+        rows = kl_divergence(shifted, scores).item()
+        assert rows == pytest.approx(0, abs=1e-6)
+        columns = kl_divergence(shifted.T, scores.T).item()
+        assert columns > 1
+        assert affinity_mimicking(shifted, scores).item() == pytest.approx((rows + columns) / 2, rel=1e-5)
 
 
 class TestWithoutForgetting:

@@ -20,7 +20,7 @@ from retrodistill.training.scoring import candidate_pairs
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
-IN_BATCH = ["contrastive", "in-batch", "in-batch-margin-mse"]
+IN_BATCH = ["contrastive", "in-batch", "in-batch-margin-mse", "affinity"]
 FAMILIES = ["kl", "margin-mse", "ranknet", "listmle", "sinkhorn", "taid", "lwf"]
 KINDS = ["dense", "sparse", "inference-free", "multi-vector", "cross-encoder"]
 WITH_HEAD = ["inference-free", "multi-vector"]
