@@ -20,7 +20,7 @@ from packaging.version import Version
 
 from retrodistill.core.errors import UserError, first_line
 from retrodistill.core.files import temporary_folder
-from retrodistill.encoders.layers import stack_of
+from retrodistill.encoders.layers import stack_of, transformers_in
 
 ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
@@ -77,7 +77,7 @@ def with_bases(folder: Path, bases: Mapping[str, str]) -> Iterator[Path]:
 
 def add_adapter(model: Any, name: str, base: str, place: str) -> None:
     """Add an adapter, in place, to the transformer of a loaded base model; one that does not fit is a UserError."""
-    transformers = _transformers(model)
+    transformers = transformers_in(model)
     if len(transformers) != 1:
         raise UserError(f"adapter {name}: its base model {base} has {len(transformers)} transformers; it needs one.")
     try:
@@ -96,7 +96,7 @@ def check_adapters(model: Any, name: str, base: str, weights: Sequence[Path]) ->
     for file in weights:
         with safe_open(file, "pt") as content:
             stored += [_plain(key) for key in content.keys()]  # noqa: SIM118 - it is no mapping
-    adapted = [part for part in _transformers(model) if is_adapted(part)]
+    adapted = [part for part in transformers_in(model) if is_adapted(part)]
     added = [_plain(key) for part in adapted for key in part.get_adapter_state_dict()]
     prefixes = {f"{part.base_model_prefix}." for part in adapted}
     sides = [{_without(key, prefixes) for key in keys} for keys in (stored, added)]
@@ -114,7 +114,7 @@ def merge_adapters(model: Any) -> None:
 
     All weights can be trained afterwards. The model saves as one without adapters: whole, and for readers without peft.
     """
-    for transformer in filter(is_adapted, _transformers(model)):
+    for transformer in filter(is_adapted, transformers_in(model)):
         _merge(transformer)
         del transformer.peft_config
         transformer._hf_peft_config_loaded = False
@@ -150,7 +150,7 @@ class LoraShape(NamedTuple):
 
     def parameters(self, model: Any) -> int:
         """How many parameters the adapters of a model have, as one without adapters has none."""
-        layers = [layer for each in _transformers(model) for layer in self.targets(each).values()]
+        layers = [layer for each in transformers_in(model) for layer in self.targets(each).values()]
         return sum(self.rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
@@ -163,7 +163,7 @@ def training_adapters(model: Any, shape: LoraShape, seed: int) -> Iterator[None]
     import torch
     from peft import LoraConfig
 
-    transformers = _transformers(model)
+    transformers = transformers_in(model)
     if not transformers:
         raise UserError("lora adapts a transformer, and this student has none; remove lora from its stages.")
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -183,7 +183,7 @@ def training_adapters(model: Any, shape: LoraShape, seed: int) -> Iterator[None]
 
 def has_adapters(model: Any) -> bool:
     """Whether some transformer of a model has adapters that are not merged."""
-    return any(map(is_adapted, _transformers(model)))
+    return any(map(is_adapted, transformers_in(model)))
 
 
 def _merge(parent: Any) -> None:
@@ -198,12 +198,6 @@ def _merge(parent: Any) -> None:
             setattr(parent, name, child.get_base_layer())
         else:
             _merge(child)
-
-
-def _transformers(model: Any) -> list[Any]:
-    """The transformers inside a model, of any module that has one."""
-    inner = [getattr(module, "auto_model", None) or getattr(module, "backbone", None) for module in model.modules()]
-    return list({id(each): each for each in inner if hasattr(each, "load_adapter")}.values())
 
 
 def _plain(key: str) -> str:

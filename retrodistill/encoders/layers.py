@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 _LISTS = (list, tuple)
 
 
+def transformers_in(model: Any) -> list[Any]:
+    """The transformers inside a model, of any module that has one, with their heads."""
+    inner = [getattr(module, "auto_model", None) or getattr(module, "backbone", None) for module in model.modules()]
+    return list({id(each): each for each in inner if hasattr(each, "load_adapter")}.values())
+
+
 def stack_of(transformer: Any, key: str = "layers") -> tuple[nn.ModuleList, nn.Module, str]:
     """The layers of a transformer, the module that has them, and its attribute.
 

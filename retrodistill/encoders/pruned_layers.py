@@ -75,15 +75,18 @@ def _set(linear: nn.Linear, places: torch.Tensor, dim: int) -> None:
     linear.out_features, linear.in_features = linear.weight.shape
 
 
-def heads_of(transformer: Any) -> list[Parts]:
-    """The attention heads of each layer of a transformer; a UserError if they cannot be removed."""
+def heads_of(transformer: Any, key: str = "keep.heads") -> list[Parts]:
+    """The attention heads of each layer of a transformer; a UserError if they are not found.
+
+    The maps into them are those of queries, keys and values, in this order. `key` is the setting that needs them.
+    """
     config, found = transformer.config, None
     if config.model_type in _WITH_HEADS:
         found = _found(transformer, _HEADS, config.hidden_size // config.num_attention_heads)
     if found is None:
         raise UserError(
-            f"keep.heads: heads of {type(transformer).__name__} cannot be removed; leave heads out, or start from a "
-            f"model of {', '.join(sorted(_WITH_HEADS))}."
+            f"{key}: attention heads of {type(transformer).__name__} cannot be taken apart; leave that out, or start "
+            f"from a model of {', '.join(sorted(_WITH_HEADS))}."
         )
     return found
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from retrodistill.core.errors import unknown
 
 Function = Callable[..., Tensor]
-Sees = Literal["lists", "embeddings", "tokens"]
+Sees = Literal["lists", "embeddings", "tokens", "layers"]
 
 # What an objective can take. Temperatures are already applied: student scores are over the student's temperature,
 # teacher scores over the teacher's.
@@ -40,6 +40,10 @@ INPUTS = {
     "student_tokens": "(batch, tokens, d) the student's token vectors",
     "teacher_tokens": "(batch, tokens, e) the teacher's vectors of the same tokens",
     "token_mask": "(batch, tokens) bool: both sides count the token",
+    "student_states": "(layers, batch, tokens, d) hidden states after layers of the student",
+    "teacher_states": "(layers, batch, tokens, e) the same after the teacher's layers that they are paired with",
+    "student_heads": "(layers, 3, batch, heads, tokens, d) queries, keys and values of the student's attention heads",
+    "teacher_heads": "(layers, 3, batch, heads, tokens, e) the same of the teacher's",
     "student_temperature": "the student's temperature, of objectives that see no scores",
 }
 
@@ -51,12 +55,13 @@ class Objective:
     name: str  # what recipes write
     about: str  # one line for users
     function: Function
-    sees: Sees  # lists of candidates, embeddings of single texts, or the tokens of lists' texts
+    sees: Sees  # lists of candidates, embeddings of single texts, tokens of lists' texts, or layers of a transformer
     takes: tuple[str, ...]  # keys of INPUTS
     needs_positives: bool = False  # the text's own document must be in its list; other objectives never see it
     control: str = "contrastive"  # the teacher-free objective that replaces it in a control run
     has_pairs: bool = False  # its memory grows with the square of a list
     dot_only: bool = False  # for dot-product students only
+    deepest: bool = False  # by default, it compares the last layers only; other objectives of layers compare all
     student_temperature: float = 0.05  # by default; a cosine over it is a logit
 
     def needs(self, *inputs: str) -> bool:
@@ -71,7 +76,7 @@ class Objective:
     @property
     def needs_lists(self) -> bool:
         """Whether it needs candidates."""
-        return self.sees != "embeddings"
+        return self.sees in ("lists", "tokens")
 
 
 _OBJECTIVES: dict[str, Objective] = {}

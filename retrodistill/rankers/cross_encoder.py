@@ -93,6 +93,11 @@ class CrossEncoderRanker(Ranker):
         return Manifest("teacher", {"weights": weights_digest(self.model)}, settings, {"name": self.name})
 
     @property
+    def library_model(self) -> CrossEncoder:
+        """The model."""
+        return self.model
+
+    @property
     def prompt(self) -> str:
         """The model's own prompt, the prefix of a pair; empty if it has none."""
         return str((self.model.prompts or {}).get(self.model.default_prompt_name or "", ""))

@@ -161,6 +161,11 @@ class Ranker:
         return None
 
     @property
+    def library_model(self) -> Any:
+        """The sentence-transformers model that it runs; None if there is none."""
+        return getattr(self.queries, "model", None)
+
+    @property
     def documents_by(self) -> str:
         """Name of the encoder of the documents; empty if unknown."""
         return getattr(self.documents, "name", "")

@@ -219,7 +219,7 @@ def train_dense(run: StageRun) -> History:
     with main_first():
         stored = data.student.vectors(data.collection)
     teacher_vectors = None
-    aligning = [term.name for term in prepared.terms if term.objective.sees == "embeddings"]
+    aligning = [term.name for term in prepared.terms if not term.objective.needs_lists]
     if aligning:
         if data.space is None:
             raise UserError(f"objective {aligning[0]!r} needs a dense teacher to align to; set 'document_encoder'.")

@@ -24,6 +24,7 @@ from retrodistill.encoders.adapters import LoraShape, require_peft, training_ada
 from retrodistill.encoders.classic_names import write_classic_names
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.layers import transformers_in
 from retrodistill.encoders.loading import check_student, quiet_libraries
 from retrodistill.encoders.modules import save_pretrained
 from retrodistill.encoders.multi_vector import MultiVectorModel
@@ -31,6 +32,7 @@ from retrodistill.encoders.names import MODEL_KINDS
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import check_dimensions
 from retrodistill.rankers.protocol import Ranker
+from retrodistill.training.layer_loss import Transformers
 from retrodistill.training.prepared import learned_from, prepare
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import StageRun
@@ -182,11 +184,41 @@ def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path
             for role in ("query", "document"):  # of the weights before the adapters, by which its vectors are stored
                 initial.fingerprint(role)
             stack.enter_context(training_adapters(model, LoraShape(**stage.lora.model_dump()), data.seed))
-        history = kind.train(StageRun(student, stage, data, prepared, folder, what))
+        transformers = _compared_transformers(kind, model, stage, data)
+        history = kind.train(StageRun(student, stage, data, prepared, folder, what, transformers))
     history.notes = [*prepared.notes, *history.notes]
     history.held_out = prepared.held_out_queries
     history.learned = {**learned_from(prepared, stage, data), "steps": history.steps, "seconds": history.seconds}
     return history
+
+
+def _compared_transformers(kind: Kind, model: Any, stage: StageSettings, data: TrainingData) -> Transformers | None:
+    """The student's transformer and a teacher's, whose layers an objective compares; None where none does.
+
+    The teacher is the first member of the stage's teacher, or the document encoder, that reads what the student reads,
+    single texts or pairs, with the same tokens.
+    """
+    name = next((term.name for term in stage.objectives if term.objective.sees == "layers"), None)
+    if name is None:
+        return None
+    own = transformers_in(model)
+    if len(own) != 1:
+        raise UserError(f"objective {name!r} compares the layers of a transformer, and this student has {len(own)}.")
+    models = {member.name: member.library_model for member in data.teacher.members}
+    if data.space is not None:
+        models[data.space.name] = data.space.model
+    vocabulary = model.tokenizer.get_vocab()
+    for teacher_name, teacher in models.items():
+        inner = [] if teacher is None else transformers_in(teacher)
+        if len(inner) != 1 or kind_of(teacher).can_search != kind.can_search:
+            continue
+        if teacher.tokenizer.get_vocab() == vocabulary:
+            return Transformers(own[0].base_model, inner[0].base_model, teacher_name)
+    raise UserError(
+        f"objective {name!r} needs a teacher that is a transformer and reads {'texts' if kind.can_search else 'pairs'} "
+        f"with the student's tokens, and none of {', '.join(models)} is; name one as a teacher of the stage, or as "
+        "document_encoder."
+    )
 
 
 def _check_stage(kind: Kind, student: Any, stage: StageSettings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from retrodistill.objectives.scores import check_width
 from retrodistill.training.lists import ListBatch, TrainingLists, as_float32
 from retrodistill.training.scorers import Scorer, TokenBatch
 
+LayerMap = Literal["uniform", "last"] | Mapping[int, int]  # see `retrodistill.training.layer_loss.layer_pairs`
 STATE_FILE = "objectives.json"
 _OF_LISTS = {"scores", "targets", "labels", "mask", "own_mask", "positives"}
 _BY_STUDENT_TEMPERATURE = ("scores", "start_scores", "own_scores", "batch_scores")
@@ -42,6 +43,7 @@ class Term:
     weight: float = 1.0
     student_temperature: float = 0.05
     teacher_temperature: float = 1.0
+    layers: LayerMap | None = None  # which layers an objective of layers compares; None for its own choice
 
     def __post_init__(self) -> None:
         get_objective(self.name)  # rejects an unknown name
@@ -117,7 +119,8 @@ class DistillationLoss(nn.Module):
         self._schedules: dict[int, InterpolationSchedule] = {}
         self._seen = {term.objective.sees for term in terms}
         for term in terms:
-            _check(term, scorer, lists, teacher)
+            if term.objective.sees != "layers":  # `LayerLoss` takes these
+                _check(term, scorer, lists, teacher)
         if alone and lists is not None and any(term.objective.reads_scores for term in terms):
             self.left_out = _report(lists.usable())
         if alone and self._needs("start_scores"):
@@ -185,7 +188,7 @@ class DistillationLoss(nn.Module):
 
     def _batch(self, rows: np.ndarray) -> ListBatch | None:
         """The lists of a batch, if a term sees them."""
-        if self._lists is None or self._seen == {"embeddings"}:
+        if self._lists is None or not any(term.objective.needs_lists for term in self.terms):
             return None
         return self._lists.batch(rows, next(self.model.parameters()).device)
 

@@ -69,7 +69,13 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
         notes = [f"{texts.left_out} texts of documents are test queries, or nearly, and are left out.", *notes]
     notes = [*_unrecorded(stage, data), *notes]
     terms = [
-        Term(term.name, term.weight, term.student_temperature, term.teacher_temperature or spread / term.target_std)
+        Term(
+            term.name,
+            term.weight,
+            term.student_temperature,
+            term.teacher_temperature or spread / term.target_std,
+            term.layers,
+        )
         for term in stage.objectives
     ]
     if lists is not None and any(term.objective.needs("labels") for term in terms):

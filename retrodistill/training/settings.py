@@ -258,6 +258,14 @@ class ObjectiveSettings(Settings):
     """A fixed temperature instead of the measured one."""
     parts: int = Field(default=2, ge=2)
     """Number of pseudo-classes per class, for `lelp`. A class is the texts that share a relevant document."""
+    layers: Literal["uniform", "last"] | dict[int, int] | None = Field(
+        default=None,
+        exclude_if=lambda given: given is None,
+        json_schema_extra={"propertyNames": {"pattern": "^[0-9]+$"}},
+    )
+    """Layers that `hidden-states`, `attention` and `self-attention-relations` compare: `uniform`, each of the student's
+    with the teacher's at the same relative depth; `last`, the last ones; or the teacher's layer for each of the
+    student's, e.g. `{1: 2, 3: 6}` (0 is what the first layer gets). By default `uniform`, and `last` for relations."""
 
     @model_validator(mode="before")
     @classmethod
@@ -467,6 +475,19 @@ class StageSettings(Settings):
             raise ValueError(f"batches: length is for train: query_encoder, not {self.train}; remove batches")
         if self.topics is not None and self.batches != "topics":
             raise ValueError("topics is for batches: topics; set both, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_fit(self) -> StageSettings:
+        of_layers = next((term.name for term in self.objectives if term.objective.sees == "layers"), None)
+        if of_layers is not None and self.train not in ("query_encoder", "both_encoders"):
+            raise ValueError(
+                f"{of_layers} compares layers, which train: {self.train} does not train; set query_encoder or "
+                "both_encoders"
+            )
+        wrong = next((term.name for term in self.objectives if term.layers and term.objective.sees != "layers"), None)
+        if wrong is not None:
+            raise ValueError(f"layers is for objectives that compare layers, which {wrong} does not; remove layers")
         return self
 
     def needs(self, *inputs: str) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
 from retrodistill.training.groups import Groups, document_columns, draw_groups, require_groups
+from retrodistill.training.layer_loss import LayerLoss, Transformers
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
 from retrodistill.training.prepared import Prepared, labeled_places, planned_batches, training_rows
 from retrodistill.training.scorers import Scorer, TokenBatch
@@ -33,6 +34,7 @@ class StageRun(NamedTuple):
     prepared: Prepared
     folder: Path  # for checkpoints
     what: str  # title of the progress bar
+    transformers: Transformers | None = None  # whose layers are compared, where an objective sees them
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ def fit(
     those of the stage's texts that the columns are about, for batches of one topic or of similar length; `labels`,
     (n,), are for the loss and for `drawn`, which gives further columns.
     """
-    student, stage, data, prepared, folder, what = run
+    student, stage, data, prepared, folder, what, transformers = run
+    of_layers = [term for term in prepared.terms if term.objective.sees == "layers"]
+    if transformers is not None and of_layers:
+        loss = LayerLoss(student.model, loss, of_layers, transformers)
     read = TextColumns(columns, labels, batches=planned_batches(stage, data, prepared.texts.texts, rows), drawn=drawn)
     prompts = {name: student.prompt("document" if name.startswith("document") else "query") for name in read.names}
     read = replace(read, prompts={name: prompt for name, prompt in prompts.items() if prompt})

@@ -376,7 +376,9 @@ class TestMistakes:
 
     @pytest.mark.parametrize("architecture", ["modernbert", "mpnet", "deberta-v2", "qwen3"])
     def test_heads_that_cannot_be_removed(self, architecture, sample, tmp_path):
-        with pytest.raises(UserError, match=r"^keep.heads: heads of .*Model cannot be removed; leave heads out"):
+        with pytest.raises(
+            UserError, match=r"^keep.heads: attention heads of .*Model cannot be taken apart; leave that out"
+        ):
             prune(load_bi_encoder(bi_encoder(architecture, tmp_path)), sample, heads=1)
 
     @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ def student_of(name, model):
     """The settings of a student that learns an objective alone."""
     objective = get_objective(name)
     stage = {"objectives": [name], "texts": TEXTS, "candidates": {"depth": 6, "sources": ["bm25"]}, "training": SHORT}
+    if objective.sees == "layers":
+        return {"model": f"dense:{model}", "layers": 1, "stages": [stage]}
     if objective.sees == "tokens":
         stage |= {"objectives": ["kl", name], "train": "both_encoders", "groups": {"documents": 2}}
         return {"model": f"multi-vector:{model}", "dimension": 8, "stages": [stage]}
