@@ -181,7 +181,8 @@ class DistillationLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The terms with their weights and temperatures, for the model card."""
-        return {"terms": [vars(term) for term in self.terms]}
+        terms = [vars(term) for term in self.terms]
+        return {"terms": [{key: value for key, value in term.items() if value is not None} for term in terms]}
 
     def _needs(self, *inputs: str) -> bool:
         return any(term.objective.needs(*inputs) for term in self.terms)
