@@ -128,6 +128,35 @@ objective("skew-reverse-kl", "the same from the student's side")(partial(skewed_
 
 
 @objective(
+    "calibrated-kl",
+    "KL to the teacher's softmax, corrected by the label where the teacher misses it (FerKD, arXiv 2312.17473)",
+    ("scores", "targets", "mask", "positives"),
+)
+def calibrated_kl(
+    scores: Tensor, targets: Tensor, mask: Tensor | None = None, positives: Tensor | None = None
+) -> Tensor:
+    """KL to a mixture of the teacher's distribution and the label, by how far the teacher misses it, in nats.
+
+    ``mean_b KL((1 - w) p + w e_+ || q)``, with p and q the softmax of teacher and student, the label e_+ all on the
+    positive, and ``w = 1 - p_+ / max p``: 0 where the teacher ranks the positive first, toward 1 the further the
+    positive is below. That only soft labels which are not reliable are corrected by hard ones is FerKD's idea (Shen,
+    ICCV 2023, arXiv 2312.17473), which tells them by fixed thresholds of the teacher's confidence in a class. A text
+    without a positive learns p alone, as with `kl_divergence`. 0 or more.
+    """
+    valid = mask_of(scores, targets, mask)
+    logs, student = log_softmax(targets, valid, 1.0), log_softmax(scores, valid, 1.0)
+    if positives is not None:
+        check_positives(scores, positives)
+        places = positives.clamp(min=0)[:, None]
+        known = (positives >= 0)[:, None] & valid.gather(1, places)
+        ratio = (logs.gather(1, places) - logs.amax(dim=1, keepdim=True)).exp()
+        weight = torch.where(known, 1 - ratio, torch.zeros_like(ratio))
+        mixed = ((1 - weight) * logs.exp()).scatter_add(1, places, weight)
+        logs = torch.where(mixed > 0, mixed, torch.ones_like(mixed)).log().masked_fill(mixed <= 0, NOTHING)
+    return mean_over_lists(_divergence(logs, student, valid), valid.sum(dim=1) >= 2)
+
+
+@objective(
     "affinity",
     "KL both ways over the batch: a text's documents, and a document's texts (TinyCLIP, arXiv 2309.12314)",
     ("batch_scores", "batch_targets", "batch_mask"),

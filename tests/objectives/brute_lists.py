@@ -208,6 +208,7 @@ BRUTE = {
     "balanced-kl": per_list(balanced),
     "skew-kl": per_list(lambda s, t: skewed(t, s)),
     "skew-reverse-kl": per_list(skewed),
+    "calibrated-kl": brute_kl,  # of texts without a positive
     "listnet": per_list(crossed),
     "mse": over_items(lambda s, t: [(a - b) ** 2 for a, b in zip(s, t, strict=True)]),
     "bce": over_items(lambda s, t: [soft_label(a, b) for a, b in zip(s, t, strict=True)]),

@@ -7,6 +7,7 @@ from brute_lists import BRUTE, KINDS, brute_kl, lists, log_softmax
 from retrodistill.core.errors import UserError
 from retrodistill.objectives.distributions import (
     balanced_kl,
+    calibrated_kl,
     contrastive,
     kl_divergence,
     listmle,
@@ -34,6 +35,7 @@ OF_LISTS = {
     "balanced-kl": balanced_kl,
     "skew-kl": skewed_kl,
     "skew-reverse-kl": lambda *given, **named: skewed_kl(*given, **named, reverse=True),
+    "calibrated-kl": calibrated_kl,
     "listnet": listnet,
     "mse": mse,
     "bce": binary_cross_entropy,
@@ -48,7 +50,7 @@ OF_LISTS = {
     "taid": lambda *given, **named: taid(*given, **named, t=0.6),
 }
 OF_SHIFTED = sorted(set(OF_LISTS) - {"mse", "bce"})
-DIVERGENCES = ["kl", "reverse-kl", "balanced-kl", "skew-kl", "skew-reverse-kl"]
+DIVERGENCES = ["kl", "reverse-kl", "balanced-kl", "skew-kl", "skew-reverse-kl", "calibrated-kl"]
 ZERO_AT_AGREEMENT = [*DIVERGENCES, "margin-mse", "margin-mse-all", "taid"]
 PULLS_FLAT = [*ZERO_AT_AGREEMENT, "listnet", "mse"]
 STOPPED = {"balanced-kl", "taid"}  # a part of theirs that depends on the student carries no gradient, on purpose

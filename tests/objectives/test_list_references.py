@@ -12,6 +12,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.objectives.distributions import (
     affinity_mimicking,
     balanced_kl,
+    calibrated_kl,
     contrastive,
     in_batch_contrastive,
     kl_divergence,
@@ -358,6 +359,36 @@ class TestSkew:
         for skew in (-0.1, 1.0, math.nan):
             with pytest.raises(UserError, match=r"^skew=.*from 0 to less than 1"):
                 skewed_kl(torch.zeros(2, 3), torch.zeros(2, 3), skew=skew)
+
+
+class TestCalibrated:
+    def test_worked_by_hand(self):
+        scores = torch.zeros(3, 2)
+        targets = torch.tensor([[math.log(3), 0.0]]).repeat(3, 1)  # p = (3/4, 1/4)
+        first, second, none = (
+            calibrated_kl(scores[:1], targets[:1], positives=torch.tensor([place])).item() for place in (0, 1, -1)
+        )
+        of_teacher = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+        assert first == pytest.approx(of_teacher, rel=1e-6)  # the teacher ranks the positive first
+        assert none == pytest.approx(of_teacher, rel=1e-6)
+        weight = 1 - (1 / 4) / (3 / 4)
+        mixed = ((1 - weight) * 0.75, (1 - weight) * 0.25 + weight)
+        assert second == pytest.approx(sum(p * math.log(2 * p) for p in mixed), rel=1e-6)
+        together = calibrated_kl(scores, targets, positives=torch.tensor([0, 1, -1])).item()
+        assert together == pytest.approx((first + second + none) / 3, rel=1e-6)
+
+    def test_a_positive_that_the_teacher_rules_out_is_the_contrastive_objective(self):
+        scores = torch.randn(2, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        targets, positives = torch.tensor([[0.0, -300.0, -3.0, -4.0]]).repeat(2, 1), torch.tensor([1, 1])
+        found = calibrated_kl(scores, targets, positives=positives)
+        torch.testing.assert_close(found, contrastive(scores, positives, student_temperature=1.0))
+        assert torch.isfinite(torch.autograd.grad(found, scores)[0]).all()
+
+    def test_a_masked_positive_counts_as_none(self):
+        scores, targets, mask = lists(0, kind="full")
+        mask[:, 2] = False
+        hidden = calibrated_kl(scores, targets, mask, torch.full((len(scores),), 2))
+        torch.testing.assert_close(hidden, kl_divergence(scores, targets, mask))
 
 
 class TestAffinity:
