@@ -24,6 +24,7 @@ from retrodistill.encoders.adapters import LoraShape, require_peft, training_ada
 from retrodistill.encoders.classic_names import write_classic_names
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
+from retrodistill.encoders.int8_layers import int8_layers
 from retrodistill.encoders.layers import transformers_in
 from retrodistill.encoders.loading import check_student, quiet_libraries
 from retrodistill.encoders.modules import save_pretrained
@@ -184,6 +185,8 @@ def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path
             for role in ("query", "document"):  # of the weights before the adapters, by which its vectors are stored
                 initial.fingerprint(role)
             stack.enter_context(training_adapters(model, LoraShape(**stage.lora.model_dump()), data.seed))
+        if stage.quantize_weights:
+            stack.enter_context(int8_layers(model))
         transformers = _compared_transformers(kind, model, stage, data)
         history = kind.train(StageRun(student, stage, data, prepared, folder, what, transformers))
     history.notes = [*prepared.notes, *history.notes]

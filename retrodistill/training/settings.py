@@ -414,6 +414,9 @@ class StageSettings(Settings):
     `train: both_encoders`, the student learns documents for these codes (straight through); `binary` is the sign of
     each dimension. With `train: query_encoder`, queries learn to search the stored documents as the codes of
     `index.factory` `SQ8` (int8) or `PQ384x1` (binary, for 384 dimensions) represent them."""
+    quantize_weights: Literal["int8"] | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Train the matrices of a transformer for an int8 export: the student computes as its int8 graph will, and
+    gradients bypass the rounding. For a student whose int8 export finds too few of the same documents."""
     exit_kl: float | None = Field(default=None, ge=0)
     """Weight of the divergence by which the deepest exit teaches the others; 1 by default."""
     exit_weights: dict[int, float] = Field(
@@ -478,7 +481,12 @@ class StageSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _layers_fit(self) -> StageSettings:
+    def _transformer_fits(self) -> StageSettings:
+        if self.quantize_weights and (self.lora is not None or self.train not in ("query_encoder", "both_encoders")):
+            raise ValueError(
+                "quantize_weights is about the matrices of a transformer that is trained whole; set train: "
+                "query_encoder or both_encoders, without lora"
+            )
         of_layers = next((term.name for term in self.objectives if term.objective.sees == "layers"), None)
         if of_layers is not None and self.train not in ("query_encoder", "both_encoders"):
             raise ValueError(

@@ -15,7 +15,9 @@ from backbones import ARCHITECTURES, bi_encoder
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
 from retrodistill.encoders import encode_with, load_encoder, onnx_runtime
+from retrodistill.encoders.int8_layers import int8_layers
 from retrodistill.encoders.length_adaptive import LengthAdaptiveSettings
+from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import save_pretrained
 from retrodistill.encoders.onnx_encoders import OnnxModel
 from retrodistill.encoders.token_dropping import make_length_adaptive
@@ -229,6 +231,16 @@ class TestInt8:
         together = graph.encode(TEXTS, "query")
         alone = np.concatenate([graph.encode([text], "query") for text in TEXTS])
         assert np.array_equal(together, alone)
+
+    @pytest.mark.skipif(onnx_runtime.instructions() == "avx2", reason="a graph for AVX2 has 7 bits")
+    def test_quantization_aware_training_computes_what_the_graph_does(self, quantized, tiny_model):
+        wanted = load_encoder(f"dense:{quantized[0]}").encode(TEXTS, "query")
+        model = load_bi_encoder(tiny_model)
+        whole = model.encode(TEXTS, batch_size=1)
+        with int8_layers(model):
+            found = model.encode(TEXTS, batch_size=1)
+        # A number that is on the border of two levels may be on the other.
+        assert np.abs(found - wanted).max() < 0.3 * np.abs(whole - wanted).max()
 
     @pytest.mark.usefixtures("traced")
     def test_matrices_that_lose_most_stay_in_float32_first(self, tiny_model, tiny, tmp_path, monkeypatch):
