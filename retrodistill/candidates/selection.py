@@ -18,6 +18,12 @@ BUDGETS = {
     "uncertain": "the same by the student in training, as it is when the stage begins",
     "random": "pairs drawn uniformly: the control",
 }
+RULES = {
+    "prod": "queries that the teacher gets right and the student almost does (PROD)",
+    "disagreement": "texts on whose candidates student and teacher disagree most",
+    "topics": "texts drawn in proportion to the disagreement on their topic",
+    "random": "texts drawn uniformly: the control",
+}
 _MOST = 500.0  # logits; exp overflows float64 above about 709
 
 
@@ -244,6 +250,50 @@ def prod_selection(
 
     outcomes = {query: outcome(query, documents[0]) for query, documents, _ in teacher.top(1)}
     return Selection([query for query in outcomes if outcomes[query] == "selected"], Counter(outcomes.values()))
+
+
+def disagreements(teacher: Run, student: Run, temperatures: tuple[float, float]) -> np.ndarray:
+    """How far the student is from the teacher on each query's candidates, (queries,) float64 in nats, 0 or more.
+
+    KL divergence from the softmax of the teacher's scores to that of the student's, over their temperatures. Both runs
+    have the same pairs in the same order.
+    """
+    codes, starts = teacher.query_codes, teacher.bounds[:-1]
+    logs = []
+    for run, temperature in zip((teacher, student), temperatures, strict=True):
+        scores = run.scores / temperature
+        scores = scores - np.maximum.reduceat(scores, starts)[codes]
+        logs.append(scores - np.log(np.add.reduceat(np.exp(scores), starts))[codes])
+    of, to = logs
+    return np.asarray(np.maximum(np.add.reduceat(np.exp(of) * (of - to), starts), 0.0))
+
+
+def chosen_texts(
+    by: str, gaps: np.ndarray, share: float, *, topics: np.ndarray | None = None, seed: int = 0
+) -> np.ndarray:
+    """(n,) bool, the share of texts that a rule of `RULES` other than ``prod`` chooses; at least one.
+
+    Args:
+        by: ``disagreement`` takes the largest gaps, ties in order. ``topics`` draws without replacement, a text in
+            proportion to the mean gap of its topic. ``random`` draws uniformly.
+        gaps: (n,) how far the student is from the teacher, 0 or more.
+        share: Of the texts, above 0 and below 1.
+        topics: (n,) int64 topic of each text, for ``topics``.
+        seed: Of the draws.
+    """
+    count = max(1, round(share * len(gaps)))
+    if by == "disagreement":
+        order = np.argsort(-gaps, kind="stable")
+    else:
+        weights = np.ones(len(gaps))
+        if by == "topics" and topics is not None:
+            sizes = np.bincount(topics)
+            weights = (np.bincount(topics, gaps) / np.maximum(sizes, 1))[topics]
+        with np.errstate(divide="ignore"):
+            order = np.argsort(-(np.log(weights) + np.random.default_rng(seed).gumbel(size=len(gaps))), kind="stable")
+    chosen = np.zeros(len(gaps), dtype=bool)
+    chosen[order[:count]] = True
+    return chosen
 
 
 def labeled(qrels: Qrels) -> dict[str, set[str]]:

@@ -413,7 +413,10 @@ class _Planner:
         # About as many as if every list taught something; of a selection, no more than that.
         prepared = Prepared(texts, None, [], held_out_rows(texts, None, job.recipe.seed))
         draws = stage.groups.draws if stage.draws_groups else 1
-        count = optimizer_steps(len(training_rows(prepared, stage)) * draws, stage.training)
+        rows = len(training_rows(prepared, stage)) * draws
+        if stage.selection is not None:
+            rows = max(1, round(rows * (stage.selection.share or 1.0)))
+        count = optimizer_steps(rows, stage.training)
         if stage.selection is not None and not stage.training.max_steps:
             title += ", at most"
         seconds = 0.0

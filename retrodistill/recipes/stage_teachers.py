@@ -126,7 +126,7 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
             inputs["labels"] = data.qrels().fingerprint
         if stage.reads_labels and stage.is_contrastive:  # before, they were; such students are trained again
             inputs["other relevant documents"] = "are no negatives"
-        by_ensemble = stage.selection is not None and stage.selection.positives == "ensemble"
+        by_ensemble = stage.judges_by_ensemble
         if by_ensemble and not stage.teacher and data.labeler is not None:
             inputs["labeler"] = data.labeler.fingerprint(data.collection)
     # What is named by its place may change there.

@@ -10,7 +10,13 @@ import numpy as np
 
 from retrodistill.candidates.mining import distinct_documents
 from retrodistill.candidates.samplers import PlannedBatches, cluster_topics, length_plan, topic_count, topic_plan
-from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
+from retrodistill.candidates.selection import (
+    chosen_texts,
+    disagreements,
+    labeled,
+    prod_selection,
+    pseudo_labeled,
+)
 from retrodistill.core.cache import cached_array
 from retrodistill.core.digests import digest
 from retrodistill.core.errors import UserError
@@ -26,10 +32,11 @@ from retrodistill.training.loss import Term
 from retrodistill.training.scoring import ScoredLists, candidate_sources, scored_lists, scores_file, stage_texts
 from retrodistill.training.settings import SelectionSettings, StageSettings
 from retrodistill.training.texts import TrainingTexts
-from retrodistill.training.training_data import TrainingData
+from retrodistill.training.training_data import StudentSnapshot, TrainingData
 
 _HELD_OUT = 64  # most queries that a monitor encodes each time
 _NO_ROWS = np.zeros(0, dtype=np.int64)
+_TOPICS = 32  # that a selection draws from
 _DEPTH = 100  # documents per list over the whole corpus in which a selection looks for positives
 
 
@@ -84,7 +91,13 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
     classes = _pseudo_classes(stage, data, texts) if stage.needs("classes") else None
     if stage.selection is None or scored is None:
         return Prepared(texts, lists, terms, held_out, None, notes, classes, unreadable, free)
-    chosen, note = selected(stage.selection, data, texts, scored)
+    if stage.selection.reads_positives:
+        chosen, note = selected(stage.selection, data, texts, scored)
+    else:
+        temperatures = next(
+            (term.teacher_temperature, term.student_temperature) for term in terms if term.objective.needs_lists
+        )
+        chosen, note = selected_by_gap(stage.selection, data, texts, scored, temperatures)
     return Prepared(texts, lists, terms, held_out, chosen, [*notes, note], classes, unreadable, free)
 
 
@@ -127,15 +140,8 @@ def selected(
 ) -> tuple[np.ndarray, str]:
     """(texts,) bool, those on which the teacher is right and the student is wrong, and a note with all counts."""
     corpus, (first, last) = data.collection.documents, settings.ranks
-    if data.student is None:
-        raise UserError("a selection by the student is known when its stage begins, not before.")
-    hidden = scored.lists.hidden
-    hidden_pairs = {texts.texts.ids[row]: corpus.ids[hidden[row]] for row in np.flatnonzero(hidden >= 0)}
-    teacher = scored.run
-    if teacher is None:  # lists are the whole corpus
-        rows, scores = scored.lists.best(np.arange(len(texts)), _DEPTH)
-        teacher = Run.from_matrix(texts.texts.ids, corpus.ids, rows, scores, name="teacher")
-    teacher = distinct_documents(teacher, corpus).without(hidden_pairs)
+    snapshot = _snapshot(data)
+    teacher, hidden_pairs = _scored_lists(data, texts, scored)
     if settings.positives == "labels":
         positives = labeled(data.qrels())
     elif data.labeler is None:
@@ -143,7 +149,7 @@ def selected(
     else:
         queries = data.teacher_queries(texts.texts)
         positives = pseudo_labeled(data.labeler.score(queries, data.collection, teacher.top(_DEPTH)))
-    ranks = data.student.ranks(data.collection, texts.texts, teacher, last + 1)
+    ranks = snapshot.ranks(data.collection, texts.texts, teacher, last + 1)
     student = distinct_documents(ranks, corpus).without(hidden_pairs)
     selection = prod_selection(teacher, student, positives, settings.ranks)
     counts = selection.counts
@@ -160,6 +166,57 @@ def selected(
     rows = np.zeros(len(texts), dtype=bool)
     rows[texts.texts.positions(selection.query_ids)] = True
     return rows, note
+
+
+def selected_by_gap(
+    settings: SelectionSettings,
+    data: TrainingData,
+    texts: TrainingTexts,
+    scored: ScoredLists,
+    temperatures: tuple[float, float],
+) -> tuple[np.ndarray, str]:
+    """(texts,) bool, a share of the texts by how far the student is from the teacher, and a note with the counts.
+
+    `temperatures` are the teacher's and the student's.
+    """
+    teacher, _ = _scored_lists(data, texts, scored)
+    snapshot = _snapshot(data)
+    student = snapshot.score(data.collection, texts.texts.select(teacher.query_ids), teacher)
+    gaps = disagreements(teacher, student, temperatures)
+    queries, topics = texts.texts.select(teacher.query_ids), None
+    if settings.by == "topics":
+        if data.space is None:
+            raise UserError("selection.by: topics clusters texts by their dense embeddings; set 'document_encoder'.")
+        vectors = embed(data.space, data.teacher_queries(queries).texts, "query")
+        topics = cluster_topics(vectors, min(settings.topics or _TOPICS, len(queries)), data.seed)
+    seed = int(digest(data.seed, snapshot.fingerprint)[:8], 16)  # another one for the next stage
+    chosen = chosen_texts(settings.by, gaps, settings.share or 1.0, topics=topics, seed=seed)
+    note = (
+        f"selection: {int(chosen.sum())} of {len(chosen)} texts, by {settings.by}; disagreement of student and teacher "
+        f"{gaps[chosen].mean():.3f} nats on these, {gaps.mean():.3f} on all"
+    )
+    log(note)
+    rows = np.zeros(len(texts), dtype=bool)
+    rows[texts.texts.positions([query for query, is_chosen in zip(queries.ids, chosen, strict=True) if is_chosen])] = (
+        True
+    )
+    return rows, note
+
+
+def _snapshot(data: TrainingData) -> StudentSnapshot:
+    if data.student is None:
+        raise UserError("a selection by the student is known when its stage begins, not before.")
+    return data.student
+
+
+def _scored_lists(data: TrainingData, texts: TrainingTexts, scored: ScoredLists) -> tuple[Run, dict[str, str]]:
+    """The teacher's scores of each text's candidates, and the document that is hidden from each, by text."""
+    corpus, hidden, teacher = data.collection.documents, scored.lists.hidden, scored.run
+    hidden_pairs = {texts.texts.ids[row]: corpus.ids[hidden[row]] for row in np.flatnonzero(hidden >= 0)}
+    if teacher is None:  # lists are the whole corpus
+        rows, scores = scored.lists.best(np.arange(len(texts)), _DEPTH)
+        teacher = Run.from_matrix(texts.texts.ids, corpus.ids, rows, scores, name="teacher")
+    return distinct_documents(teacher, corpus).without(hidden_pairs), hidden_pairs
 
 
 def planned_batches(stage: StageSettings, data: TrainingData, texts: Texts, rows: np.ndarray) -> PlannedBatches | None:

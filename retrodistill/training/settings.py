@@ -167,10 +167,18 @@ class CandidateSettings(Settings):
 
 
 class SelectionSettings(Settings):
-    """The queries that a stage trains on: the teacher gets them right, the student does not (PROD, WWW 2023)."""
+    """The texts that a stage trains on, by the student as it is when the stage begins."""
 
-    by: Literal["prod"] = "prod"
-    """The rule of selection."""
+    by: Annotated[str, OneOf("rule of selection", "retrodistill.candidates.selection:RULES")] = "prod"
+    """`prod`: queries that the teacher gets right and the student almost does (PROD, WWW 2023). The other rules choose
+    a `share` of all texts: `disagreement`, those on whose candidates student and teacher disagree most (as HARD,
+    arXiv 2305.14890, draws examples); `topics`, drawn in proportion to the mean disagreement on their topic (as DDK,
+    arXiv 2407.16154, draws domains); `random`, their control. Several stages in a row choose anew (with `random`,
+    Repeated Random Sampling, arXiv 2305.18424)."""
+    share: float | None = Field(default=None, gt=0, lt=1, exclude_if=lambda given: given is None)
+    """The share of the texts, for all rules but `prod`."""
+    topics: int | None = Field(default=None, ge=2, exclude_if=lambda given: given is None)
+    """Number of topics for `topics`, 32 by default."""
     ranks: tuple[int, int] = (2, 15)
     """The student ranks its best positive within these two ranks, inclusive; the teacher ranks it first."""
     positives: Literal["labels", "ensemble"] = "labels"
@@ -183,6 +191,23 @@ class SelectionSettings(Settings):
         if not 2 <= ranks[0] <= ranks[1]:
             raise ValueError("ranks are a first, at least 2, and a last that is not below it, e.g. [2, 15]")
         return ranks
+
+    @model_validator(mode="after")
+    def _rule_fits(self) -> SelectionSettings:
+        if (self.share is None) != (self.by == "prod"):
+            raise ValueError(
+                "share is for other rules than prod; remove it"
+                if self.by == "prod"
+                else f"by: {self.by} chooses a share of the texts; give it, e.g. share: 0.5"
+            )
+        if self.topics is not None and self.by != "topics":
+            raise ValueError("topics is for by: topics; set both, or neither")
+        return self
+
+    @property
+    def reads_positives(self) -> bool:
+        """Whether it asks which document is relevant."""
+        return self.by == "prod"
 
 
 class TextSettings(Settings):
@@ -536,8 +561,15 @@ class StageSettings(Settings):
     @property
     def needs_labels(self) -> bool:
         """Whether it reads judgments of the training queries: as positives, in a selection, or to keep the best."""
-        selects = self.selection is not None and self.selection.positives == "labels"
+        chosen = self.selection
+        selects = chosen is not None and chosen.reads_positives and chosen.positives == "labels"
         return self.reads_labels or selects or self.training.keep_by != "agreement"
+
+    @property
+    def judges_by_ensemble(self) -> bool:
+        """Whether its selection takes what an ensemble ranks first for relevant."""
+        chosen = self.selection
+        return chosen is not None and chosen.reads_positives and chosen.positives == "ensemble"
 
     @property
     def reads_labels(self) -> bool:

@@ -1,6 +1,11 @@
-import pytest
+import math
 
-from retrodistill.candidates.selection import labeled, prod_selection, pseudo_labeled
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
+
+from retrodistill.candidates.selection import chosen_texts, disagreements, labeled, prod_selection, pseudo_labeled
 from retrodistill.core.errors import UserError
 from retrodistill.data.collection import Qrels
 from retrodistill.runs.run import Run
@@ -51,6 +56,51 @@ class TestProdSelection:
     def test_invalid_ranks(self, ranks):
         with pytest.raises(UserError, match="the first is at least 2"):
             prod_selection(self.TEACHER, self.STUDENT, POSITIVES, ranks)
+
+
+class TestDisagreement:
+    def test_it_is_the_divergence_of_each_list(self):
+        generator = np.random.default_rng(0)
+        lists = {
+            f"q{row}": {f"d{at}": score for at, score in enumerate(generator.normal(size=row + 1))} for row in range(5)
+        }
+        teacher = Run.from_dict(lists)
+        student = teacher.with_scores(generator.normal(size=len(teacher)))
+        found = disagreements(teacher, student, (0.5, 2.0))
+        for row, (start, end) in enumerate(zip(teacher.bounds[:-1], teacher.bounds[1:], strict=True)):
+            of, to = (softmax(run.scores[start:end] / t) for run, t in ((teacher, 0.5), (student, 2.0)))
+            assert found[row] == pytest.approx(entropy(of, to), abs=1e-9)
+        assert (disagreements(teacher, teacher, (3.0, 3.0)) == 0).all()
+
+    def test_scores_that_would_overflow(self):
+        teacher = Run.from_dict({"q": {"a": 2000.0, "b": 0.0}})
+        found = disagreements(teacher, teacher.with_scores(np.zeros(2)), (1.0, 1.0))
+        assert found[0] == pytest.approx(math.log(2))
+
+
+class TestChosenTexts:
+    GAPS = np.array([0.1, 0.5, 0.5, 0.0, 0.9, 0.3])
+
+    def test_the_largest_gaps_in_order(self):
+        assert chosen_texts("disagreement", self.GAPS, 0.5).nonzero()[0].tolist() == [1, 2, 4]
+        assert chosen_texts("disagreement", self.GAPS, 0.34).nonzero()[0].tolist() == [1, 4]
+        assert chosen_texts("disagreement", self.GAPS, 0.01).sum() == 1
+
+    def test_topics_are_drawn_in_proportion_to_their_gap(self):
+        topics = np.repeat([0, 1, 2], 2000)
+        gaps = np.repeat([0.3, 0.1, 0.0], 2000)  # a topic without a gap is never drawn
+        drawn = chosen_texts("topics", gaps, 0.02, topics=topics, seed=3)
+        counts = np.bincount(topics[drawn], minlength=3)
+        assert counts.sum() == 120
+        assert counts[2] == 0
+        assert 75 <= counts[0] <= 103  # 90 expected; four deviations of a binomial are 19
+
+    def test_random_draws_are_uniform_and_follow_the_seed(self):
+        gaps = np.zeros(1000)
+        one, same, other = (chosen_texts("random", gaps, 0.3, seed=seed) for seed in (0, 0, 1))
+        assert one.sum() == 300
+        assert (one == same).all()
+        assert not (one == other).all()
 
 
 class TestPositives:

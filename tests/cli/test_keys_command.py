@@ -58,8 +58,8 @@ class TestKeys:
                     listed[key.path[-1]] = section.settings.__name__
         fields = [field for section in SECTIONS for field in section.settings.model_fields.values()]
         choices = {each.home for field in fields for each in field.metadata if isinstance(each, OneOf)}
-        assert len(choices) == 7
-        assert listed.keys() == {"fusion", "initialize", "labels", "name", "budget_by", "sampler", "kind"}
+        assert len(choices) == 8
+        assert listed.keys() == {"fusion", "initialize", "labels", "name", "budget_by", "sampler", "kind", "by"}
 
     def test_default_settings_have_the_defaults_of_their_class(self):
         for section in SECTIONS:

@@ -399,6 +399,53 @@ class TestSelection:
         assert "not ranked" not in history.notes[0]
 
 
+class TestSelectionByGap:
+    @pytest.mark.parametrize("by", ["disagreement", "topics", "random"])
+    def test_a_share_of_the_texts_is_trained_on(self, by, data):
+        one = stage(selection={"by": by, "share": 0.5, **({"topics": 3} if by == "topics" else {})})
+        prepared = prepare(one, changed(data, student=standing(data), labels=None))
+        assert prepared.chosen.sum() == round(0.5 * len(prepared.texts))
+        assert prepared.chosen[training_rows(prepared, one)].all()
+        assert prepared.notes[-1].startswith(
+            f"selection: {prepared.chosen.sum()} of {len(prepared.texts)} texts, by {by}"
+        )
+
+    def test_disagreement_is_that_of_the_students_scores_of_the_candidates(self, data):
+        data = changed(data, student=standing(data), labels=None)
+        one = stage(selection={"by": "disagreement", "share": 0.25})
+        prepared = prepare(one, data)
+        run = scored_lists(one, data, stage_texts(one, data)).run
+        own = data.student.score(data.collection, prepared.texts.texts, run)
+        term = prepared.terms[0]
+        gaps = {}
+        for (query, _, by_teacher), (_, _, by_student) in zip(run, own, strict=True):
+            of, to = (
+                np.exp(scores / t) / np.exp(scores / t).sum()
+                for scores, t in ((by_teacher, term.teacher_temperature), (by_student, term.student_temperature))
+            )
+            gaps[query] = float((of * np.log(of / to)).sum())
+        chosen = {query for query, is_in in zip(prepared.texts.texts.ids, prepared.chosen, strict=True) if is_in}
+        assert min(gaps[query] for query in chosen) >= max(gaps[query] for query in gaps.keys() - chosen)
+
+    @pytest.mark.parametrize("depth", [8, "all"])
+    def test_stages_in_a_row_choose_anew(self, depth, data):
+        rule = {"by": "random", "share": 0.5}
+        candidates = {"depth": depth}
+        stages = [stage(selection=rule, candidates=candidates, training={**SHORT, "learning_rate": 1e-1}) for _ in "ab"]
+        settings = StudentSettings.model_validate({"model": "static", "stages": stages, "control": None})
+        model = build_student(settings, data)
+        notes = [
+            run_stage(model, one, data, data.folder / str(at), "training").held_out for at, one in enumerate(stages)
+        ]
+        assert notes[0] == notes[1]  # what is held out stays
+        snapshots = [
+            changed(data, student=standing(data)),
+            changed(data, student=StudentSnapshot(as_student(model), kind_of(model), data.space)),
+        ]
+        first, second = (prepare(stages[0], each).chosen for each in snapshots)
+        assert (first != second).any()
+
+
 class TestProd:
     @pytest.mark.parametrize(
         ("model", "train"),
@@ -536,6 +583,10 @@ class TestKeysThatDoNotFit:
             ({"texts": {"document_words": 90}}, "document_words is for documents: true"),
             ({"batches": "length", "train": "both_encoders"}, "batches: length is for train: query_encoder"),
             ({"selection": {"ranks": [1, 5]}}, "ranks are a first, at least 2"),
+            ({"selection": {"by": "random"}}, "by: random chooses a share of the texts; give it"),
+            ({"selection": {"share": 0.5}}, "share is for other rules than prod"),
+            ({"selection": {"by": "random", "share": 0.5, "topics": 3}}, "topics is for by: topics"),
+            ({"selection": {"by": "gap", "share": 0.5}}, "unknown rule of selection 'gap'"),
             ({"teacher": "student:"}, "write student:NAME"),
             ({"teacher": "student:bi@two"}, "write student:NAME"),
         ],
