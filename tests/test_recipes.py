@@ -153,8 +153,8 @@ class TestWrongValues:
             (
                 ["document_encoder"],
                 "bm25",
-                "x.yaml: document_encoder: the document encoder must be a 'dense:NAME', 'vectors:PATH' or "
-                "'embeddings-api:FILE', not 'bm25'",
+                "x.yaml: document_encoder: the document encoder must be a 'dense:NAME', 'vectors:PATH', "
+                "'embeddings-api:FILE' or 'concat:dense:A+dense:B', not 'bm25'",
             ),
             (["students"], {}, "x.yaml: recipe: give either students, or index.learn to compress"),
             (["students"], ["s"], "x.yaml: students: Input should be a valid dictionary"),

@@ -10,6 +10,7 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import read_whole
 from retrodistill.core.manifest import Manifest
+from retrodistill.encoders.concatenated import ConcatenatedEncoder, member_names
 from retrodistill.encoders.contract import IN_MEMORY, TextModel, current_encoding
 from retrodistill.encoders.embeddings_api import ApiEncoder
 from retrodistill.encoders.encoder import Encoder
@@ -27,7 +28,7 @@ from retrodistill.encoders.onnx_runtime import OnnxExport, is_installed
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vector_files import VectorFile
 
-DENSE = ("dense", "static", "vectors", "embeddings-api")  # kinds with one vector per text
+DENSE = ("dense", "static", "vectors", "embeddings-api", "concat")  # kinds with one vector per text
 SPARSE = ("sparse",)
 MULTI_VECTOR = ("multi-vector",)
 
@@ -46,9 +47,16 @@ _EXPORTED_AS = {
     "sparse": ("sparse",),
     "cross-encoder": ("cross-encoder",),
 }
-_PLACES = {"vectors": "PATH", "embeddings-api": "FILE"}
+_PLACES = {"vectors": "PATH", "embeddings-api": "FILE", "concat": "dense:A+dense:B"}
 _CLASSES = {"SentenceTransformer": "dense", "SparseEncoder": "sparse", "MultiVectorEncoder": "multi-vector"}
-_OPENERS = {"vectors": VectorFile.open, "embeddings-api": ApiEncoder.open}  # of vectors of models that are elsewhere
+# of vectors of models that are elsewhere, or that are several
+_OPENERS: dict[str, Callable[[str], TextModel]] = {
+    "vectors": VectorFile.open,
+    "embeddings-api": ApiEncoder.open,
+    "concat": lambda name: ConcatenatedEncoder(
+        f"concat:{name}", [load_encoder(member, DENSE) for member in member_names(name)]
+    ),
+}
 _KINDS = (*_LOADERS, *_OPENERS)
 
 
@@ -57,12 +65,12 @@ def load_encoder(source: Any, kinds: Sequence[str] = _KINDS) -> Any:
 
     Args:
         source: ``dense:NAME``, ``static:NAME``, ``sparse:NAME``, ``multi-vector:NAME``, ``vectors:PATH``,
-            ``embeddings-api:FILE``, or an object.
+            ``embeddings-api:FILE``, ``concat:KIND:NAME+KIND:NAME``, or an object.
         kinds: Accepted kinds, e.g. `DENSE`; all by default. Others, and names that are not found, are a UserError.
 
     Returns:
-        An `Encoder` (dense, static, vectors, embeddings-api), `SparseTextEncoder` or `MultiVectorModel`. Vectors from a
-        file must be bound to a collection before they can encode.
+        An `Encoder` (of a kind in `DENSE`), `SparseTextEncoder` or `MultiVectorModel`. Vectors from a file must be
+        bound to a collection before they can encode.
     """
     advice = "give " + " or ".join(f"'{kind}:{_PLACES.get(kind, 'NAME')}'" for kind in kinds)
     wanted = f"a {kinds[0]} encoder" if len(kinds) == 1 else "an encoder"

@@ -41,6 +41,7 @@ MODEL_KINDS = {
     ),
     "vectors": ModelKind("document or query vectors that were made elsewhere, such as by an API: a file or folder"),
     "embeddings-api": ModelKind("an embedding model behind an HTTP API: its settings file (YAML), or URL#MODEL"),
+    "concat": ModelKind("the vectors of several dense encoders side by side: concat:KIND:NAME+KIND:NAME"),
     "prett": ModelKind("a PreTT re-ranker that was distilled here: its folder", False, True, student="prett"),
     "tk": ModelKind("a TK re-ranker that was distilled here: its folder", False, True, student="tk"),
     "cross-encoder": ModelKind(

@@ -205,7 +205,8 @@ class Recipe(Settings):
             kind = parse_model_name(name).kind
         if kind not in DENSE:
             raise ValueError(
-                f"the document encoder must be a 'dense:NAME', 'vectors:PATH' or 'embeddings-api:FILE', not {name!r}"
+                "the document encoder must be a 'dense:NAME', 'vectors:PATH', 'embeddings-api:FILE' or "
+                f"'concat:dense:A+dense:B', not {name!r}"
             )
         return name
 
