@@ -11,6 +11,8 @@ import numpy as np
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.runs.run import Run
 
+_ENTROPY, _HALVINGS = 0.5, 60  # share of the greatest entropy; rounds of bisection
+
 
 class Calibration:
     """A monotone map of scores, fitted on one run and applicable to any other run of the same ranker."""
@@ -86,7 +88,56 @@ class MinMaxPerQuery(Calibration):
         return _by_list(run, lowest, highest - lowest)
 
 
-CALIBRATIONS: dict[str, type[Calibration]] = {kind.name: kind for kind in (ZScore, ZScorePerQuery, MinMaxPerQuery)}
+@dataclass(frozen=True)
+class Entropy(Calibration):
+    """(score - mean of the list) / temperature, at which lists have half of the greatest entropy (as in MTARD).
+
+    Each teacher gets the temperature at which the softmax of its lists has, on average, half the entropy of equal
+    scores. Teachers that are fused are then equally sure of themselves, whatever their scales and the shape of their
+    lists (Zhao et al. 2023, arXiv 2306.16170, who adjust temperatures by steps until two teachers' entropies agree).
+    """
+
+    temperature: float  # above 0, in the unit of the scores
+    name: ClassVar[str] = "entropy"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise UserError(f"calibration entropy: temperature={self.temperature!r}; it must be a number above 0.")
+
+    @classmethod
+    def fit(cls, run: Run) -> Self:
+        """Find the temperature of the run's lists; raises UserError if the scores of every query are equal."""
+        lowest, highest = list_extremes(run)
+        apart = (highest - lowest)[highest > lowest]
+        if not len(apart):
+            raise flat(run)
+        # From all on the best documents to equal shares. Lists whose best are tied never get below the ties' entropy.
+        low, high = math.log(float(apart.min())) - 10, math.log(float(apart.max())) + 10
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if _sureness(run, math.exp(middle)) < _ENTROPY else (low, middle)
+        return cls(math.exp((low + high) / 2))
+
+    def apply(self, run: Run) -> Run:
+        """Calibrated scores, which are 0 on average within each query."""
+        mean, _ = list_moments(run)
+        return run.with_scores((run.scores - mean[run.query_codes]) / self.temperature)
+
+
+def _sureness(run: Run, temperature: float) -> float:
+    """Mean entropy of the lists' softmax, as a share of that of equal scores. Lists of equal scores do not count."""
+    codes, starts, sizes = run.query_codes, run.bounds[:-1], np.diff(run.bounds)
+    lowest, highest = list_extremes(run)
+    scores = (run.scores - highest[codes]) / temperature
+    totals = np.add.reduceat(np.exp(scores), starts)
+    entropies = np.log(totals) - np.add.reduceat(np.exp(scores) * scores, starts) / totals
+    counted = highest > lowest
+    return float((entropies[counted] / np.log(sizes[counted])).mean())
+
+
+CALIBRATIONS: dict[str, type[Calibration]] = {
+    kind.name: kind for kind in (ZScore, ZScorePerQuery, MinMaxPerQuery, Entropy)
+}
 
 
 def fit_calibration(name: str, run: Run) -> Calibration:

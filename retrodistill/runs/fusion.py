@@ -12,7 +12,7 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.runs.calibration import Calibration, fit_calibration
 from retrodistill.runs.run import Run, align
 
-METHODS = ("zscore", "zscore-per-query", "minmax", "reciprocal-rank")
+METHODS = ("zscore", "zscore-per-query", "minmax", "reciprocal-rank", "entropy", "agreement")
 MISSING = ("error", "mean")
 _RECIPROCAL_RANK_OFFSET = 60  # k of Cormack, Clarke and Buettcher (SIGIR 2009)
 
@@ -50,6 +50,9 @@ def fuse(
         runs: Runs over the same queries.
         weights: One per run, at least one above 0; equal by default. The ``zscore*`` methods scale them to sum to 1.
         method: ``zscore`` or ``zscore-per-query`` (weighted mean of z-scores, over the whole run or per list),
+            ``entropy`` (weighted mean of scores at temperatures of equal entropy, see `Entropy`), ``agreement``
+            (z-scores per list, in which a run's weight is multiplied by how much it agrees with the others on the
+            query: the mean correlation of their scores, 0 or more; with equal weights where none agree),
             ``minmax`` (weighted sum of min-max scaled lists; Fox and Shaw 1994, CombSUM) or ``reciprocal-rank``
             (weighted sum of 1 / (60 + rank); Cormack et al. 2009).
         calibrations: Fitted calibrations for the z-score and min-max methods; by default, they are fitted on `runs`.
@@ -69,7 +72,8 @@ def fuse(
         return Run.from_dict({}, name)
     if method == "reciprocal-rank":
         return _by_reciprocal_rank(runs, weights, name)[0]
-    fitted = [fit_calibration(method, run) for run in runs] if calibrations is None else calibrations
+    scale = "zscore-per-query" if method == "agreement" else method
+    fitted = [fit_calibration(scale, run) for run in runs] if calibrations is None else calibrations
     check_calibrations(len(runs), fitted)
     pairs, scores = align([calibration.apply(run) for calibration, run in zip(fitted, runs, strict=True)], name)
     absent = np.isnan(scores)
@@ -80,6 +84,8 @@ def fuse(
             "score the same candidates with every teacher, or set missing to 'mean'."
         )
     shares = np.where(absent, 0.0, weights)
+    if method == "agreement":
+        shares = shares * _agreement(pairs, scores)
     total = shares.sum(axis=1)
     if (total == 0).any():
         raise UserError(
@@ -87,6 +93,22 @@ def fuse(
         )
     mean = np.nansum(scores * shares, axis=1) / total
     return pairs.with_scores(mean * sum(weights) if method == "minmax" else mean)
+
+
+def _agreement(pairs: Run, scores: np.ndarray) -> np.ndarray:
+    """(rows, runs): how much each run agrees with the others on the pair's query; 1 for all where none agrees.
+
+    `scores` are (rows, runs) with a mean of 0 within each query; NaN counts as 0.
+    """
+    known, codes = np.nan_to_num(scores), pairs.query_codes
+    starts = pairs.bounds[:-1]
+    lengths = np.sqrt(np.add.reduceat(known**2, starts))
+    unit = known / np.where(lengths > 0, lengths, 1.0)[codes]
+    # The sum over the others of <u_i, u_j> is <u_i, all of them> - 1.
+    correlation = np.add.reduceat(unit * unit.sum(axis=1, keepdims=True), starts) - (lengths > 0)
+    weights = np.maximum(correlation / max(1, scores.shape[1] - 1), 0.0)
+    weights[weights.sum(axis=1) == 0] = 1.0
+    return np.asarray(weights[codes])
 
 
 def _by_reciprocal_rank(runs: Sequence[Run], weights: Sequence[float], name: str) -> tuple[Run, np.ndarray]:

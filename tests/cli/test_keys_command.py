@@ -71,7 +71,11 @@ class TestKeys:
         ("key", "values", "default"),
         [
             ("name", "text", None),
-            ("fusion", "zscore | zscore-per-query | minmax | reciprocal-rank", "zscore-per-query"),
+            (
+                "fusion",
+                "zscore | zscore-per-query | minmax | reciprocal-rank | entropy | agreement",
+                "zscore-per-query",
+            ),
             ("students", "settings by name", {}),
             (
                 "students.NAME.control",

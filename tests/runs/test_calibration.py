@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 from random_runs import random_scores
+from scipy.special import softmax
+from scipy.stats import entropy
 
 from retrodistill.core.errors import UserError
 from retrodistill.runs import Run
 from retrodistill.runs.calibration import (
     CALIBRATIONS,
+    Entropy,
     ZScore,
     fit_calibration,
     list_moments,
@@ -30,6 +33,27 @@ class TestFitted:
         fitted = fit_calibration("zscore", Run.from_dict({"q": {"a": 0.0, "b": 10.0}}))
         assert fitted == ZScore(5.0, 5.0)
         assert fitted.apply(Run.from_dict({"p": {"z": 20.0}})).to_dict() == {"p": {"z": 3.0}}
+
+
+class TestEntropy:
+    def test_lists_have_half_of_the_greatest_entropy_on_average(self):
+        fitted = fit_calibration("entropy", RUN)
+        shares = []
+        for _, _, scores in fitted.apply(RUN):
+            if np.ptp(scores) > 0:
+                shares.append(entropy(softmax(scores)) / np.log(len(scores)))
+            assert scores.mean() == pytest.approx(0, abs=1e-6)
+        assert np.mean(shares) == pytest.approx(0.5, abs=1e-6)
+
+    def test_a_list_of_two_by_hand(self):
+        # Shares p and 1 - p have half a bit of entropy at p = .110028: log(p / (1 - p)) = -2.0905.
+        fitted = fit_calibration("entropy", Run.from_dict({"q": {"a": 30.0, "b": 10.0}, "flat": {"a": 1.0, "b": 1.0}}))
+        assert fitted.temperature == pytest.approx(20 / 2.0905, rel=1e-3)
+
+    @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+    def test_a_temperature_that_calibrates_nothing(self, temperature):
+        with pytest.raises(UserError, match=r"^calibration entropy: temperature="):
+            Entropy(temperature)
 
 
 class TestMoments:

@@ -198,3 +198,53 @@ class TestUnion:
     def test_more_than_eight_runs_are_refused(self):
         with pytest.raises(UserError, match="a union of 9 runs keeps sources for at most 8"):
             union([Run.from_dict({"q": {"a": 1.0}})] * 9)
+
+
+class TestAgreement:
+    def three(self, seed):
+        generator = np.random.default_rng(seed)
+        lists = {f"q{row}": [f"d{at}" for at in range(row + 3)] for row in range(5)}
+        return [
+            Run.from_dict({q: {d: float(generator.normal()) for d in ds} for q, ds in lists.items()}) for _ in "abc"
+        ]
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_a_run_counts_by_its_mean_correlation_with_the_others(self, seed):
+        runs, given = self.three(seed), [0.2, 0.3, 0.5]
+        found = fuse(runs, given, "agreement")
+        for start, end in zip(found.bounds[:-1], found.bounds[1:], strict=True):
+            parts = np.stack([fit_calibration("zscore-per-query", run).apply(run).scores[start:end] for run in runs])
+            correlations = np.corrcoef(parts)
+            weights = np.maximum((correlations.sum(axis=0) - 1) / 2, 0)
+            weights = (weights if weights.any() else np.ones(3)) * given
+            np.testing.assert_allclose(found.scores[start:end], weights @ parts / weights.sum(), atol=1e-9)
+
+    def test_one_that_contradicts_the_others_is_left_out(self):
+        up = {"q": {"a": 1.0, "b": 2.0, "c": 3.0}}
+        down = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}
+        found = fuse([Run.from_dict(each) for each in (up, up, up, down)], [1.0, 1.0, 1.0, 5.0], "agreement")
+        np.testing.assert_allclose(
+            found.scores, fit_calibration("zscore-per-query", Run.from_dict(up)).apply(Run.from_dict(up)).scores
+        )
+
+    def test_two_runs_agree_with_each_other_alike(self):
+        runs = self.three(0)[:2]
+        np.testing.assert_allclose(fuse(runs, None, "agreement").scores, fuse(runs, None, "zscore-per-query").scores)
+
+    def test_a_flat_list_says_nothing(self):
+        flat, up = (
+            {"q": {"a": 1.0, "b": 1.0}, "r": {"a": 1.0, "b": 2.0}},
+            {"q": {"a": 1.0, "b": 2.0}, "r": {"a": 1.0, "b": 2.0}},
+        )
+        found = fuse([Run.from_dict(flat), Run.from_dict(up)], None, "agreement")
+        assert np.isfinite(found.scores).all()
+        assert found.to_dict()["q"]["b"] > found.to_dict()["q"]["a"]
+
+
+def test_teachers_that_are_equally_sure_are_fused_by_entropy():
+    generator = np.random.default_rng(0)
+    lists = {f"q{row}": {f"d{at}": float(generator.normal()) for at in range(20)} for row in range(10)}
+    one = Run.from_dict(lists)
+    sharp = one.with_scores(np.exp(3 * generator.normal(size=len(one))))  # a few large scores
+    parts = [fit_calibration("entropy", run).apply(run).scores for run in (one, sharp)]
+    np.testing.assert_allclose(fuse([one, sharp], [1, 3], "entropy").scores, (parts[0] + 3 * parts[1]) / 4)
