@@ -189,18 +189,17 @@ def recipes(
 
 @app.command()
 def methods() -> None:
-    """List all kinds of models, BM25 settings, objectives, labels, initializations, fusions, samplers and budgets."""
+    """List models, BM25 settings, objectives, labels, initializations, fusions, samplers, budgets, and selections."""
     from retrodistill.candidates.samplers import SAMPLERS
-    from retrodistill.candidates.selection import BUDGETS
+    from retrodistill.candidates.selection import BUDGETS, RULES
     from retrodistill.encoders.names import KINDS
     from retrodistill.generation.generating import GENERATORS
     from retrodistill.objectives.registry import OBJECTIVES, REGULARIZERS
     from retrodistill.rankers.analyzers import SETTINGS, languages
     from retrodistill.rankers.ensemble import LABELS
-    from retrodistill.runs.calibration import CALIBRATIONS
+    from retrodistill.runs.fusion import METHODS
     from retrodistill.students.static import INITIALIZATIONS
 
-    calibrations = {name: (kind.__doc__ or "").splitlines()[0] for name, kind in CALIBRATIONS.items()}
     for title, table in (
         ("models", KINDS),
         ("models that generate queries", GENERATORS),
@@ -208,14 +207,16 @@ def methods() -> None:
         ("objectives", OBJECTIVES),
         ("regularizers of sparse students", REGULARIZERS),
         ("static initializations", INITIALIZATIONS),
-        ("fusions", {**calibrations, "reciprocal-rank": "Weighted sum of 1 / (60 + rank)."}),
+        ("fusions", METHODS),
         ("samplers", SAMPLERS),
         ("labeling budgets", BUDGETS),
+        ("selections of texts", RULES),
         ("labels of a stage's teacher", LABELS),
     ):
         show(title)
+        width = max(17, *map(len, table))
         for name, line in table.items():
-            show(f"  {name:<17} {line}")
+            show(f"  {name:<{width}} {line}")
 
 
 @app.command()

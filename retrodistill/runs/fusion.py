@@ -12,7 +12,14 @@ from retrodistill.core.errors import UserError, unknown
 from retrodistill.runs.calibration import Calibration, fit_calibration
 from retrodistill.runs.run import Run, align
 
-METHODS = ("zscore", "zscore-per-query", "minmax", "reciprocal-rank", "entropy", "agreement")
+METHODS = {
+    "zscore": "weighted mean of z-scores over all pairs of a run",
+    "zscore-per-query": "weighted mean of z-scores of each query's own list",
+    "minmax": "weighted sum of scores scaled to 0..1 in each list (CombSUM)",
+    "reciprocal-rank": "weighted sum of 1 / (60 + rank)",
+    "entropy": "weighted mean of scores at temperatures of equal entropy (MTARD, arXiv 2306.16170)",
+    "agreement": "z-scores per query, weighted by how much a run agrees with the others on the query",
+}
 MISSING = ("error", "mean")
 _RECIPROCAL_RANK_OFFSET = 60  # k of Cormack, Clarke and Buettcher (SIGIR 2009)
 
