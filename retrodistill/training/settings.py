@@ -512,6 +512,11 @@ class StageSettings(Settings):
                 "quantize_weights is about the matrices of a transformer that is trained whole; set train: "
                 "query_encoder or both_encoders, without lora"
             )
+        if self.quantize_weights and self.training.precision != "float32":
+            raise ValueError(
+                f"quantize_weights rounds to int8, and training.precision: {self.training.precision} rounds otherwise; "
+                "leave training.precision at float32"
+            )
         of_layers = next((term.name for term in self.objectives if term.objective.sees == "layers"), None)
         if of_layers is not None and self.train not in ("query_encoder", "both_encoders"):
             raise ValueError(

@@ -114,6 +114,11 @@ class TestStage:
         if train == "query_encoder":  # a whole copy of its teacher has to learn the rounding alone
             assert history.losses[0]["leaf"] > 0
 
+    def test_another_precision_would_round_otherwise(self):
+        stage = {"objectives": "leaf", "quantize_weights": "int8", "training": {"precision": "bfloat16"}}
+        with pytest.raises(ValueError, match=r"leave training.precision at float32"):
+            StageSettings.model_validate(stage)
+
     @pytest.mark.parametrize("more", [{"train": "head"}, {"train": "lexical"}, {"lora": {}}])
     def test_what_does_not_fit(self, more):
         with pytest.raises(
