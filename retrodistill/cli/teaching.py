@@ -68,7 +68,7 @@ def score(  # noqa: PLR0913, PLR0917 - one option each
     ],
     out: RunOption,
     weight: Annotated[list[float] | None, Option(help="One per teacher, in the same order.")] = None,
-    fusion: Annotated[str, Option(help="zscore, zscore-per-query, minmax or reciprocal-rank.")] = "zscore-per-query",
+    fusion: Annotated[str, Option(help="A method that 'retrodistill methods' lists.")] = "zscore-per-query",
     budget: Annotated[
         str | None, Option(help="Number or share of pairs to score (5000, 25%), chosen by the candidates' scores.")
     ] = None,

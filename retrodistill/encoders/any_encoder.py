@@ -10,7 +10,7 @@ from typing import Any
 from retrodistill.core.errors import UserError
 from retrodistill.core.files import read_whole
 from retrodistill.core.manifest import Manifest
-from retrodistill.encoders.concatenated import ConcatenatedEncoder, member_names
+from retrodistill.encoders.concatenated import ConcatenatedEncoder
 from retrodistill.encoders.contract import IN_MEMORY, TextModel, current_encoding
 from retrodistill.encoders.embeddings_api import ApiEncoder
 from retrodistill.encoders.encoder import Encoder
@@ -22,7 +22,7 @@ from retrodistill.encoders.loading import (
     student_manifest,
 )
 from retrodistill.encoders.multi_vector import MultiVectorModel
-from retrodistill.encoders.names import ModelName, parse_model_name, split_variant
+from retrodistill.encoders.names import ModelName, member_names, parse_model_name, split_variant
 from retrodistill.encoders.onnx_encoders import OnnxEncoder, OnnxModel, OnnxSparseEncoder
 from retrodistill.encoders.onnx_runtime import OnnxExport, is_installed
 from retrodistill.encoders.sparse import SparseTextEncoder
@@ -53,10 +53,9 @@ _CLASSES = {"SentenceTransformer": "dense", "SparseEncoder": "sparse", "MultiVec
 _OPENERS: dict[str, Callable[[str], TextModel]] = {
     "vectors": VectorFile.open,
     "embeddings-api": ApiEncoder.open,
-    "concat": lambda name: ConcatenatedEncoder(
-        f"concat:{name}", [load_encoder(member, DENSE) for member in member_names(name)]
-    ),
+    "concat": lambda name: ConcatenatedEncoder(f"concat:{name}", [_member(name, each) for each in member_names(name)]),
 }
+_MEMBERS = tuple(kind for kind in DENSE if kind != "concat")
 _KINDS = (*_LOADERS, *_OPENERS)
 
 
@@ -85,10 +84,19 @@ def load_encoder(source: Any, kinds: Sequence[str] = _KINDS) -> Any:
     return encoder
 
 
+def _member(name: str, member: str) -> Any:
+    """A member of a ``concat``; another kind is a UserError that names the whole."""
+    if member.partition(":")[0] not in _MEMBERS:
+        kinds = ", ".join(_MEMBERS)
+        raise UserError(f"concat:{name}: {member!r} is none of its members' kinds ({kinds}); write dense:A+dense:B.")
+    return load_encoder(member, _MEMBERS)
+
+
 def _load_name(name: ModelName) -> TextModel:
     if name.kind in _OPENERS:
         opened = read_whole(name.name, lambda: _OPENERS[name.kind](name.name))
-        if name.kind == "vectors":  # an API is asked by one process, which counts what is spent
+        # An API is asked by one process, which counts what is spent.
+        if name.kind != "embeddings-api" and all(member.kind != "embeddings-api" for member in opened.members):
             opened.loaded_from = name.anywhere
         return opened
     return read_whole(split_variant(name.name)[0], lambda: _load_model(name))

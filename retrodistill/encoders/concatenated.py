@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from retrodistill.core.errors import UserError
+from retrodistill.core.spending import Bill
 from retrodistill.data.collection import Collection
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.space import space_fingerprint
-
-_NEXT = re.compile(r"\+(?=[a-z-]+:)")  # a plus inside a name is not followed by a kind
 
 
 class ConcatenatedEncoder(Encoder):
@@ -28,11 +28,14 @@ class ConcatenatedEncoder(Encoder):
     kind = "concat"
     is_static = False
     has_weights = False
+    can_truncate = False
+    members: Sequence[Encoder]
 
     def __init__(self, name: str, members: Sequence[Encoder]) -> None:
         """Two members or more; those that do not compare by cosine are a UserError."""
         super().__init__(None, name)
         self.members = list(members)
+        self._stores: dict[tuple[int, Role], Any] = {}
         if len(self.members) < 2:
             raise UserError(
                 f"{name} names {len(self.members)} encoder; write concat:dense:A+dense:B, or name it alone."
@@ -43,6 +46,8 @@ class ConcatenatedEncoder(Encoder):
                     f"{name}: {member.name} compares by {member.similarity}, and only vectors that compare by cosine "
                     "are concatenated; leave it out."
                 )
+        if len({member.document_space for member in self.members}) < len(self.members):
+            raise UserError(f"{name} names an encoder twice, which changes no ranking; name it once.")
         self.is_recorded = any(member.is_recorded for member in self.members)
 
     @property
@@ -99,18 +104,20 @@ class ConcatenatedEncoder(Encoder):
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> np.ndarray:
         """(n, dimension) float32 unit vectors; what a member has in its store is read from there."""
-        vectors = [_encode(member, texts, role, batch_size) for member in self.members]
+        vectors = [self._of_member(place, texts, role, batch_size) for place in range(len(self.members))]
         return np.concatenate(vectors, axis=1) / np.float32(np.sqrt(len(self.members)))
 
+    def bill(self, texts: Sequence[str], role: Role) -> Bill:
+        """What the members' requests take."""
+        return functools.reduce(operator.add, (member.bill(texts, role) for member in self.members))
 
-def member_names(name: str) -> list[str]:
-    """The names of the members in ``KIND:NAME+KIND:NAME``."""
-    return _NEXT.split(name)
+    def _of_member(self, place: int, texts: Sequence[str], role: Role, batch_size: int | None) -> np.ndarray:
+        from retrodistill.encoders.embeddings import store_of  # which loads encoders by name, this one among them
 
-
-def _encode(member: Encoder, texts: Sequence[str], role: Role, batch_size: int | None) -> np.ndarray:
-    from retrodistill.encoders.embeddings import store_of  # which loads encoders by name, this one among them
-
-    if member.needs_store(role) and not (store := store_of(member, role)).missing(texts):
-        return np.asarray(store.gather(texts))
-    return member.encode(texts, role, batch_size=batch_size)
+        member = self.members[place]
+        if not member.needs_store(role):
+            return member.encode(texts, role, batch_size=batch_size)
+        if (place, role) not in self._stores:  # opening one reads the keys of all its texts
+            self._stores[place, role] = store_of(member, role)
+        store = self._stores[place, role]
+        return np.asarray(store.gather(texts)) if not store.missing(texts) else member.encode(texts, role)

@@ -155,6 +155,8 @@ class TextModel:
     ignored_settings: ClassVar[Mapping[Role, Sequence[str]]] = {}  # of modules, without effect on a role's vectors
     most_tokens: int = _TOKENS_ON_GPU  # of a forward pass
     loaded_from: ModelName | None = None  # by which any process can load it; None for a model that was made here
+    members: Sequence[TextModel] = ()  # the encoders of one that puts the vectors of several side by side
+    can_truncate: bool = True  # whether leading dimensions of its vectors may stand for the whole
     has_model: bool = True  # False for token weights, which an index may store to encode queries without a model
     has_weights: bool = True  # False for a model that is elsewhere: its vectors are recorded, or come from an API
     part: int | None = None  # texts that are encoded at once, where that is not for the encoding settings to say

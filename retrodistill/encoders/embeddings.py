@@ -375,6 +375,8 @@ def seconds_to_embed(
     missing = store_of(encoder, role, root).missing(texts) if encoder.needs_store(role) else []
     if not missing:
         return 0, 0.0
+    if encoder.members:
+        return len(missing), sum(seconds_to_embed(member, missing, role, root)[1] for member in encoder.members)
     if not encoder.has_weights:
         return len(missing), encoder.bill(missing, role).seconds
     order = np.argsort([len(text) for text in missing], kind="stable")

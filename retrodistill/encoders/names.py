@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +75,23 @@ MODEL_KINDS = {
 KINDS = {name: kind.about for name, kind in MODEL_KINDS.items()}
 
 
+_CONCAT = "concat"
+_NEXT = re.compile(rf"\+(?=(?:{'|'.join(map(re.escape, KINDS))}):)")  # a plus inside a name is not followed by a kind
+
+
+def member_names(name: str) -> list[str]:
+    """The names of the members in ``KIND:NAME+KIND:NAME``."""
+    return _NEXT.split(name)
+
+
+def _of_members(name: str, change: Callable[[str], str | None]) -> str | None:
+    """The name of a ``concat`` with each member's name changed; None for any other name."""
+    kind, _, members = name.partition(":")
+    if kind != _CONCAT:
+        return None
+    return f"{kind}:" + "+".join(change(member) or member for member in member_names(members))
+
+
 @dataclass(frozen=True)
 class ModelName:
     """A parsed model name: one of `KINDS`, and a folder, hub name, file, or setting (empty for plain ``bm25``)."""
@@ -87,6 +105,9 @@ class ModelName:
     @property
     def anywhere(self) -> ModelName:
         """The same model for a process in another working directory: a folder or file gets its absolute path."""
+        if self.kind == _CONCAT:
+            members = (str(parse_model_name(member).anywhere) for member in member_names(self.name))
+            return ModelName(self.kind, "+".join(members))
         is_here = bool(self.name) and path_of(split_variant(self.name)[0]).exists()
         return ModelName(self.kind, os.path.abspath(path_of(self.name))) if is_here else self
 
@@ -94,6 +115,9 @@ class ModelName:
 def content_of(name: str) -> str | None:
     """Digest of the folder or file that a model's name (or the path of an index) means; None for any other name."""
     kind, _, place = name.partition(":")
+    if kind == _CONCAT:
+        contents = [content_of(member) for member in member_names(place)]
+        return digest(*(content or "" for content in contents)) if any(contents) else None
     place = place if kind in KINDS else name
     path = path_of(split_variant(place)[0])
     if not place or not path.exists():
@@ -116,6 +140,8 @@ def relative_to(name: str | None, folder: Path) -> str | None:
     since the system follows ``..`` from there. The way by the names is taken where it leads to the model, and otherwise
     the way by the real places: links inside a project that is moved stay in use.
     """
+    if name is not None and (changed := _of_members(name, lambda member: relative_to(member, folder))):
+        return changed
     kind, _, place = (name or "").partition(":")
     model, variant = split_variant(place)
     path = os.path.abspath(path_of(model))
@@ -130,6 +156,8 @@ def relative_to(name: str | None, folder: Path) -> str | None:
 
 def found_from(name: str | None, folder: Path) -> str | None:
     """The name that `relative_to` wrote, with the model's absolute path; as it is if there is no such folder."""
+    if name is not None and (changed := _of_members(name, lambda member: found_from(member, folder))):
+        return changed
     kind, _, place = (name or "").partition(":")
     for start in (os.path.realpath(folder), os.path.abspath(folder)):  # earlier versions wrote the way by the names
         path = os.path.normpath(os.path.join(start, place))

@@ -56,6 +56,11 @@ class EmbeddingSpace:
     def of(cls, encoder: TextModel, truncation: int | None = None) -> EmbeddingSpace:
         """The space of an encoder's documents."""
         full = encoder.dimension
+        if truncation is not None and not encoder.can_truncate:
+            raise UserError(
+                f"leading dimensions of vectors by {encoder.name} are those of its first member; leave truncation out, "
+                "and make vectors smaller by a factory such as PCA384,Flat."
+            )
         check_dimensions([] if truncation is None else [truncation], full, f"vectors by {encoder.name}")
         contracts = encoder.contract("document"), encoder.contract("query")
         return cls(encoder.document_space, truncation or full, encoder.similarity, encoder.name, truncation, *contracts)

@@ -123,7 +123,9 @@ def skewed_kl(
     return _over_distributions(divergence)(scores, targets, mask, **temperatures)
 
 
-objective("skew-kl", "KL to a mixture of teacher and student, which bounds its gradients (arXiv 2402.03898)")(skewed_kl)
+objective("skew-kl", "KL to nine parts of the student and one of the teacher: bounded gradients (arXiv 2402.03898)")(
+    skewed_kl
+)
 objective("skew-reverse-kl", "the same from the student's side")(partial(skewed_kl, reverse=True))
 
 
@@ -131,6 +133,7 @@ objective("skew-reverse-kl", "the same from the student's side")(partial(skewed_
     "calibrated-kl",
     "KL to the teacher's softmax, corrected by the label where the teacher misses it (FerKD, arXiv 2312.17473)",
     ("scores", "targets", "mask", "positives"),
+    corrects_by_labels=True,
 )
 def calibrated_kl(
     scores: Tensor, targets: Tensor, mask: Tensor | None = None, positives: Tensor | None = None

@@ -61,6 +61,7 @@ class Objective:
     control: str = "contrastive"  # the teacher-free objective that replaces it in a control run
     has_pairs: bool = False  # its memory grows with the square of a list
     dot_only: bool = False  # for dot-product students only
+    corrects_by_labels: bool = False  # it needs labeled documents as positives
     deepest: bool = False  # by default, it compares the last layers only; other objectives of layers compare all
     student_temperature: float = 0.05  # by default; a cosine over it is a logit
 

@@ -29,7 +29,8 @@ LABELS = {
     "ranks": "1 / log2(1 + rank) in the teacher's order, for teachers that rank; equal scores share their mean rank",
     "sigmoid-cosine": "2 / (1 + exp(-score)) - 1, the cosine of a cross-encoder that learned from `cosine`",
 }
-_PER_QUERY = {kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}  # these need no fitting
+# these need no fitting
+_PER_QUERY = {"agreement": ZScorePerQuery, **{kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}}
 _ROUNDING = 1e-3  # by which a float32 cosine may exceed 1
 
 
@@ -97,7 +98,7 @@ class Ensemble(Combined):
         name: str = "ensemble",
     ) -> None:
         super().__init__(members, weights)
-        check_method(method)
+        check_method(method, len(self.members))
         if calibrations is not None:
             check_calibrations(len(members), calibrations)
         self.method, self.calibrations, self.depth, self.name = method, calibrations, depth, name

@@ -309,7 +309,7 @@ class _Planner:
         if stage.needs_lists:
             encoders = {member.name: member.queries for member in data.teacher.members if member.queries is not None}
             for source in stage.candidates.sources or []:
-                if source not in encoders and parse_model_name(source).kind in ("dense", "static"):
+                if source not in encoders and parse_model_name(source).kind in ("dense", "static", "concat"):
                     is_space = source == job.recipe.document_encoder
                     encoders[source] = job.space if is_space else load_encoder(source, DENSE)
         steps = [self._embed(what, encoder, queries, "query", count) for encoder in encoders.values()]

@@ -281,6 +281,11 @@ def check_truncations(recipe: Recipe, width: int) -> None:
     for name, student in recipe.students.items():
         if student.documents == "frozen":
             given += [(f"{name}: matryoshka", cut) for stage in student.stages for cut in stage.matryoshka]
+    if given and parse_model_name(recipe.document_encoder).kind == "concat":
+        raise UserError(
+            f"{given[0][0]}: leading dimensions of {recipe.document_encoder} are those of its first member; leave that "
+            "out, and make vectors smaller by index.factory, such as PCA384,Flat."
+        )
     for key, cut in given:
         if not 1 <= cut <= width:
             raise UserError(

@@ -93,7 +93,8 @@ class Entropy(Calibration):
     """(score - mean of the list) / temperature, at which lists have half of the greatest entropy (as in MTARD).
 
     Each teacher gets the temperature at which the softmax of its lists has, on average, half the entropy of equal
-    scores. Teachers that are fused are then equally sure of themselves, whatever their scales and the shape of their
+    scores, counted from that of the documents that are tied for the best. Teachers that are fused are then equally
+    sure of themselves, whatever their scales and the shape of their
     lists (Zhao et al. 2023, arXiv 2306.16170, who adjust temperatures by steps until two teachers' entropies agree).
     """
 
@@ -111,7 +112,7 @@ class Entropy(Calibration):
         apart = (highest - lowest)[highest > lowest]
         if not len(apart):
             raise flat(run)
-        # From all on the best documents to equal shares. Lists whose best are tied never get below the ties' entropy.
+        # From all on the best documents to equal shares.
         low, high = math.log(float(apart.min())) - 10, math.log(float(apart.max())) + 10
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
@@ -125,14 +126,18 @@ class Entropy(Calibration):
 
 
 def _sureness(run: Run, temperature: float) -> float:
-    """Mean entropy of the lists' softmax, as a share of that of equal scores. Lists of equal scores do not count."""
+    """Mean entropy of the lists' softmax, from 0 (all on the best documents) to 1 (equal shares).
+
+    Lists of equal scores do not count.
+    """
     codes, starts, sizes = run.query_codes, run.bounds[:-1], np.diff(run.bounds)
     lowest, highest = list_extremes(run)
     scores = (run.scores - highest[codes]) / temperature
     totals = np.add.reduceat(np.exp(scores), starts)
     entropies = np.log(totals) - np.add.reduceat(np.exp(scores) * scores, starts) / totals
     counted = highest > lowest
-    return float((entropies[counted] / np.log(sizes[counted])).mean())
+    least = np.log(np.add.reduceat(run.scores == highest[codes], starts))[counted]  # of ties for the best
+    return float(((entropies[counted] - least) / (np.log(sizes[counted]) - least)).mean())
 
 
 CALIBRATIONS: dict[str, type[Calibration]] = {

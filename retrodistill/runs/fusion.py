@@ -59,7 +59,7 @@ def fuse(
         method: ``zscore`` or ``zscore-per-query`` (weighted mean of z-scores, over the whole run or per list),
             ``entropy`` (weighted mean of scores at temperatures of equal entropy, see `Entropy`), ``agreement``
             (z-scores per list, in which a run's weight is multiplied by how much it agrees with the others on the
-            query: the mean correlation of their scores, 0 or more; with equal weights where none agree),
+            query: the mean correlation of their scores, 0 or more; the given weights count where none agree),
             ``minmax`` (weighted sum of min-max scaled lists; Fox and Shaw 1994, CombSUM) or ``reciprocal-rank``
             (weighted sum of 1 / (60 + rank); Cormack et al. 2009).
         calibrations: Fitted calibrations for the z-score and min-max methods; by default, they are fitted on `runs`.
@@ -72,7 +72,7 @@ def fuse(
             did not score some pairs.
     """
     weights = check_weights(len(runs), weights)
-    check_method(method)
+    check_method(method, len(runs))
     if missing not in MISSING:
         raise unknown("treatment of missing scores", missing, MISSING)
     if not any(len(run) for run in runs):
@@ -92,7 +92,11 @@ def fuse(
         )
     shares = np.where(absent, 0.0, weights)
     if method == "agreement":
-        shares = shares * _agreement(pairs, scores)
+        votes = np.flatnonzero(weights)
+        by_agreement = np.zeros_like(shares)
+        by_agreement[:, votes] = shares[:, votes] * _agreement(pairs, scores[:, votes])
+        agrees = by_agreement.sum(axis=1) > 0  # otherwise no run that scored the pair agrees with another
+        shares[agrees] = by_agreement[agrees]
     total = shares.sum(axis=1)
     if (total == 0).any():
         raise UserError(
@@ -103,7 +107,7 @@ def fuse(
 
 
 def _agreement(pairs: Run, scores: np.ndarray) -> np.ndarray:
-    """(rows, runs): how much each run agrees with the others on the pair's query; 1 for all where none agrees.
+    """(rows, runs): how much each run agrees with the others on the pair's query, from 0 to 1.
 
     `scores` are (rows, runs) with a mean of 0 within each query; NaN counts as 0.
     """
@@ -113,9 +117,7 @@ def _agreement(pairs: Run, scores: np.ndarray) -> np.ndarray:
     unit = known / np.where(lengths > 0, lengths, 1.0)[codes]
     # The sum over the others of <u_i, u_j> is <u_i, all of them> - 1.
     correlation = np.add.reduceat(unit * unit.sum(axis=1, keepdims=True), starts) - (lengths > 0)
-    weights = np.maximum(correlation / max(1, scores.shape[1] - 1), 0.0)
-    weights[weights.sum(axis=1) == 0] = 1.0
-    return np.asarray(weights[codes])
+    return np.asarray(np.maximum(correlation / max(1, scores.shape[1] - 1), 0.0)[codes])
 
 
 def _by_reciprocal_rank(runs: Sequence[Run], weights: Sequence[float], name: str) -> tuple[Run, np.ndarray]:
@@ -139,10 +141,12 @@ def check_weights(runs: int, weights: Sequence[float] | None) -> list[float]:
     return given
 
 
-def check_method(method: str) -> None:
-    """Raise a UserError for an unknown fusion method."""
+def check_method(method: str, members: int) -> None:
+    """Raise a UserError for an unknown fusion method, or one that needs more members."""
     if method not in METHODS:
         raise unknown("fusion method", method, METHODS)
+    if method == "agreement" and members < 3:
+        raise UserError(f"fusion: agreement of {members} members; with fewer than three, take zscore-per-query.")
 
 
 def check_calibrations(runs: int, calibrations: Sequence[Calibration]) -> None:

@@ -24,8 +24,8 @@ from retrodistill.encoders.adapters import LoraShape, require_peft, training_ada
 from retrodistill.encoders.classic_names import write_classic_names
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.encoders.encoder import Encoder
-from retrodistill.encoders.int8_layers import int8_layers
 from retrodistill.encoders.layers import transformers_in
+from retrodistill.encoders.length_adaptive import length_adaptive_settings
 from retrodistill.encoders.loading import check_student, quiet_libraries
 from retrodistill.encoders.modules import save_pretrained
 from retrodistill.encoders.multi_vector import MultiVectorModel
@@ -177,6 +177,7 @@ def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path
     # Another student than the trained one: its digest of the weights is that before training.
     snapshot = StudentSnapshot(initial, kind, None if data.own_documents else data.space, data.stored)
     data = replace(data, student=snapshot)
+    transformers = _compared_transformers(kind, model, stage, data)
     with main_first():
         prepared = prepare(stage, data)
     with contextlib.ExitStack() as stack:
@@ -185,9 +186,6 @@ def run_stage(model: Any, stage: StageSettings, data: TrainingData, folder: Path
             for role in ("query", "document"):  # of the weights before the adapters, by which its vectors are stored
                 initial.fingerprint(role)
             stack.enter_context(training_adapters(model, LoraShape(**stage.lora.model_dump()), data.seed))
-        if stage.quantize_weights:
-            stack.enter_context(int8_layers(model))
-        transformers = _compared_transformers(kind, model, stage, data)
         history = kind.train(StageRun(student, stage, data, prepared, folder, what, transformers))
     history.notes = [*prepared.notes, *history.notes]
     history.held_out = prepared.held_out_queries
@@ -207,16 +205,21 @@ def _compared_transformers(kind: Kind, model: Any, stage: StageSettings, data: T
     own = transformers_in(model)
     if len(own) != 1:
         raise UserError(f"objective {name!r} compares the layers of a transformer, and this student has {len(own)}.")
+    if kind.is_dense and length_adaptive_settings(model) is not None:
+        raise UserError(
+            f"objective {name!r} compares layers that read the same tokens, and a length_adaptive student drops some; "
+            "leave length_adaptive out."
+        )
     models = {member.name: member.library_model for member in data.teacher.members}
     if data.space is not None:
         models[data.space.name] = data.space.model
     vocabulary = model.tokenizer.get_vocab()
-    for teacher_name, teacher in models.items():
+    for teacher in models.values():
         inner = [] if teacher is None else transformers_in(teacher)
         if len(inner) != 1 or kind_of(teacher).can_search != kind.can_search:
             continue
         if teacher.tokenizer.get_vocab() == vocabulary:
-            return Transformers(own[0].base_model, inner[0].base_model, teacher_name)
+            return Transformers(own[0].base_model, inner[0].base_model)
     raise UserError(
         f"objective {name!r} needs a teacher that is a transformer and reads {'texts' if kind.can_search else 'pairs'} "
         f"with the student's tokens, and none of {', '.join(models)} is; name one as a teacher of the stage, or as "

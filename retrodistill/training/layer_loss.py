@@ -19,7 +19,6 @@ class Transformers(NamedTuple):
 
     student: Any
     teacher: Any
-    teacher_name: str
 
 
 class LayerLoss(nn.Module):
@@ -55,18 +54,13 @@ class LayerLoss(nn.Module):
 
     def forward(self, sentence_features: Iterable[Any], labels: Tensor, **given: Any) -> dict[str, Tensor]:
         """The loss's own terms by name, and those over layers, each the mean over the passes of the student."""
-        (student, teacher, name), parts = self._transformers[0], {}
+        student, teacher = self._transformers[0]
         with recording(student, heads=self._needs_heads) as ours:
             parts = dict(self.loss(sentence_features, labels, **given))
         with torch.no_grad(), recording(teacher, heads=self._needs_heads) as theirs:
             for one in ours:
                 teacher(**one.inputs)
         for own, other in zip(ours, theirs, strict=True):
-            if own.states[-1].shape[:2] != other.states[-1].shape[:2]:
-                raise UserError(
-                    f"objective {self.terms[0].name!r} compares layers that read the same tokens, and the student "
-                    f"drops some that {name} reads; leave length_adaptive out."
-                )
             for term, pairs in zip(self.terms, self._pairs, strict=True):
                 value = term.weight * term.value(_inputs(own, other, pairs)) / len(ours)
                 parts[term.name] = parts[term.name] + value if term.name in parts else value
@@ -99,7 +93,9 @@ def layer_pairs(layers: LayerMap, student: int, teacher: int) -> list[tuple[int,
 
 
 def _layers_of(term: Term) -> LayerMap:
-    return term.layers or ("last" if term.objective.deepest else "uniform")
+    if term.layers is not None:
+        return term.layers
+    return "last" if term.objective.deepest else "uniform"
 
 
 def _inputs(own: Pass, other: Pass, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:

@@ -97,7 +97,8 @@ def prepare(stage: StageSettings, data: TrainingData) -> Prepared:
         temperatures = next(
             (term.teacher_temperature, term.student_temperature) for term in terms if term.objective.needs_lists
         )
-        chosen, note = selected_by_gap(stage.selection, data, texts, scored, temperatures)
+        others = np.concatenate([held_out, unreadable])
+        chosen, note = selected_by_gap(stage.selection, data, texts, scored, temperatures, others)
     return Prepared(texts, lists, terms, held_out, chosen, [*notes, note], classes, unreadable, free)
 
 
@@ -174,12 +175,16 @@ def selected_by_gap(
     texts: TrainingTexts,
     scored: ScoredLists,
     temperatures: tuple[float, float],
+    others: np.ndarray = _NO_ROWS,
 ) -> tuple[np.ndarray, str]:
     """(texts,) bool, a share of the texts by how far the student is from the teacher, and a note with the counts.
 
-    `temperatures` are the teacher's and the student's.
+    `temperatures` are the teacher's and the student's; (n,) rows of `others` are not chosen from.
     """
     teacher, _ = _scored_lists(data, texts, scored)
+    teacher = teacher.select(set(teacher.query_ids) - {texts.texts.ids[row] for row in others})
+    if not len(teacher):
+        raise UserError("selection: no text with candidates is left to choose from; mine deeper, or add texts.")
     snapshot = _snapshot(data)
     student = snapshot.score(data.collection, texts.texts.select(teacher.query_ids), teacher)
     gaps = disagreements(teacher, student, temperatures)

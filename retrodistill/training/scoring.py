@@ -48,7 +48,7 @@ WHOLE = 30_000  # documents of a corpus of which a list may be all: a step costs
 _SPREAD_SAMPLE = 512  # rows of a corpus matrix on which its spread is measured
 _SCORES = "scores"  # in a job's folder
 _FREE = "not scored"  # in the place of a source: documents that are drawn at random and that the teacher did not score
-_CHEAP = ("bm25", "dense", "static", "vectors")  # they score any pair at no cost once texts are embedded
+_CHEAP = ("bm25", "dense", "static", "vectors", "concat")  # they score any pair at no cost once texts are embedded
 
 
 class ScoredLists(NamedTuple):

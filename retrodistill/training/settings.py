@@ -93,7 +93,7 @@ class FilterSettings(Settings):
         if self.relative is None:
             return None
         if len(teachers) > 1:
-            return f"fusion: {fusion}" if fusion.startswith("zscore") else None
+            return None if fusion in ("minmax", "reciprocal-rank") else f"fusion: {fusion}"
         return "a cross-encoder's logits" if any(name.startswith("cross-encoder:") for name in teachers) else None
 
 
@@ -202,6 +202,10 @@ class SelectionSettings(Settings):
             )
         if self.topics is not None and self.by != "topics":
             raise ValueError("topics is for by: topics; set both, or neither")
+        given = {"ranks": self.ranks != (2, 15), "positives": self.positives != "labels"}
+        of_prod = next((key for key, is_given in given.items() if is_given), None)
+        if self.by != "prod" and of_prod:
+            raise ValueError(f"{of_prod} is for by: prod; remove it")
         return self
 
     @property
@@ -507,6 +511,12 @@ class StageSettings(Settings):
 
     @model_validator(mode="after")
     def _transformer_fits(self) -> StageSettings:
+        of_heads = next((term.name for term in self.objectives if term.objective.needs("student_heads")), None)
+        if of_heads is not None and self.lora is not None:
+            raise ValueError(f"{of_heads} reads attention heads, which lora wraps; remove one of them")
+        by_labels = next((term.name for term in self.objectives if term.objective.corrects_by_labels), None)
+        if by_labels is not None and not self.reads_labels:
+            raise ValueError(f"{by_labels} corrects the teacher by labels; set positives: labels")
         if self.quantize_weights and (self.lora is not None or self.train not in ("query_encoder", "both_encoders")):
             raise ValueError(
                 "quantize_weights is about the matrices of a transformer that is trained whole; set train: "
@@ -523,7 +533,8 @@ class StageSettings(Settings):
                 f"{of_layers} compares layers, which train: {self.train} does not train; set query_encoder or "
                 "both_encoders"
             )
-        wrong = next((term.name for term in self.objectives if term.layers and term.objective.sees != "layers"), None)
+        given = [term for term in self.objectives if term.layers is not None]
+        wrong = next((term.name for term in given if term.objective.sees != "layers"), None)
         if wrong is not None:
             raise ValueError(f"layers is for objectives that compare layers, which {wrong} does not; remove layers")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
+from retrodistill.encoders.int8_layers import int8_layers
 from retrodistill.training.groups import Groups, document_columns, draw_groups, require_groups
 from retrodistill.training.layer_loss import LayerLoss, Transformers
 from retrodistill.training.loss import DistillationLoss, TeacherVectors
@@ -91,7 +93,9 @@ def fit(
     read = TextColumns(columns, labels, batches=planned_batches(stage, data, prepared.texts.texts, rows), drawn=drawn)
     prompts = {name: student.prompt("document" if name.startswith("document") else "query") for name in read.names}
     read = replace(read, prompts={name: prompt for name, prompt in prompts.items() if prompt})
-    return train(student.model, loss, read, stage.training, folder, seed=data.seed, monitor=monitor, what=what)
+    # Only the training: what is encoded before it goes into stores of the weights as they are.
+    with int8_layers(student.model) if stage.quantize_weights else nullcontext():
+        return train(student.model, loss, read, stage.training, folder, seed=data.seed, monitor=monitor, what=what)
 
 
 def drawn_groups(run: StageRun) -> Groups:

@@ -7,11 +7,12 @@ import retrodistill as rd
 from retrodistill.core.errors import UserError
 from retrodistill.encoders import load_encoder
 from retrodistill.encoders.any_encoder import DENSE
-from retrodistill.encoders.concatenated import ConcatenatedEncoder, member_names
-from retrodistill.encoders.embeddings import embed
+from retrodistill.encoders.concatenated import ConcatenatedEncoder
+from retrodistill.encoders.embeddings import embed, seconds_to_embed
+from retrodistill.encoders.names import ModelName, content_of, found_from, member_names, relative_to
 from retrodistill.encoders.space import EmbeddingSpace
 from retrodistill.rankers.loading import load_ranker
-from retrodistill.recipes.settings import Recipe
+from retrodistill.recipes.settings import Recipe, check_truncations
 
 TEXTS = ["star planet", "bread", "court and judge"]
 
@@ -46,12 +47,26 @@ class TestVectors:
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
     def test_what_a_member_has_stored_is_not_encoded_again(self, name, tiny_model, monkeypatch):
-        encoder = load_encoder(name, DENSE)
-        wanted = encoder.encode(TEXTS, "document")
+        wanted, encoder = load_encoder(name, DENSE).encode(TEXTS, "document"), load_encoder(name, DENSE)
         for member in encoder.members:
             embed(member, TEXTS, "document")
             monkeypatch.setattr(member, "encode", None)
         np.testing.assert_allclose(embed(encoder, TEXTS, "document"), wanted, atol=1e-6)
+
+    def test_stores_of_members_are_opened_once(self, name, monkeypatch):
+        from retrodistill.encoders import embeddings
+
+        opened, whole = [], embeddings.store_of
+        monkeypatch.setattr(embeddings, "store_of", lambda *given: opened.append(given) or whole(*given))
+        encoder = load_encoder(name, DENSE)
+        for text in TEXTS:
+            encoder.encode([text], "query")
+        assert len(opened) == 2
+
+    def test_the_time_to_embed_is_that_of_the_members(self, name):
+        count, seconds = seconds_to_embed(load_encoder(name, DENSE), TEXTS, "document")
+        assert count == 3
+        assert seconds > 0
 
     def test_members_may_be_vectors_of_a_collection(self, tiny, tiny_model, tmp_path):
         import pyarrow as pa
@@ -87,7 +102,10 @@ class TestNames:
         ("members", "message"),
         [
             ("dense:{model}", "names 1 encoder; write concat:dense:A"),
-            ("dense:{model}+sparse:x", r"model sparse:x is not an encoder; give 'dense:NAME'"),
+            ("dense:{model}+sparse:x", r"^concat:dense:.*: 'sparse:x' is none of its members' kinds"),
+            ("{model}+{model}", r"is none of its members' kinds \(dense, static, vectors, embeddings-api\)"),
+            ("concat:dense:{model}+dense:{model}", r"'concat:dense:.*' is none of its members' kinds"),
+            ("dense:{model}+dense:{model}", "names an encoder twice"),
             ("dense:{model}+dense:no/such/folder", "no/such/folder"),
         ],
     )
@@ -95,6 +113,20 @@ class TestNames:
         with pytest.raises(UserError, match=message) as error:
             load_encoder(f"concat:{members.format(model=tiny_model)}", DENSE)
         assert "\n" not in str(error.value)
+
+    def test_places_are_those_of_each_member(self, name, tiny_model, other_model, tmp_path, monkeypatch):
+        folder = tmp_path / "index"
+        folder.mkdir()
+        written = relative_to(name, folder)
+        assert str(tmp_path) not in written
+        assert found_from(written, folder) == name
+        monkeypatch.chdir(tmp_path)
+        here = ModelName("concat", "dense:other+dense:all-MiniLM-L6-v2").anywhere
+        assert str(here) == f"concat:dense:{tmp_path / 'other'}+dense:all-MiniLM-L6-v2"
+        before = content_of(name)
+        (tmp_path / "other" / "config_sentence_transformers.json").write_text("{}")
+        assert before != content_of(name)
+        assert content_of("concat:dense:hub/a+dense:hub/b") is None
 
     def test_products_are_not_cosines(self, tiny_model):
         members = [load_encoder(f"dense:{tiny_model}") for _ in range(2)]
@@ -111,6 +143,14 @@ class TestSpace:
         space.check_query_encoder(same)
         with pytest.raises(UserError, match=r"queries by concat:.* do not belong among documents"):
             space.check_query_encoder(turned)
+
+    def test_its_leading_dimensions_are_those_of_the_first_member(self, name):
+        with pytest.raises(UserError, match=r"leading dimensions of vectors by concat:.* leave truncation out"):
+            EmbeddingSpace.of(load_encoder(name, DENSE), 16)
+        recipe = {"name": "one", "document_encoder": name, "evaluation": {"truncations": [16]}, "students": {}}
+        recipe["students"] = {"student": {"model": "static", "stages": [{"objectives": "leaf"}]}}
+        with pytest.raises(UserError, match=r"^evaluation.truncations: leading dimensions of concat:"):
+            check_truncations(Recipe.model_validate(recipe), 64)
 
     def test_an_index_a_student_and_a_smaller_dimension(self, name, tiny_folder, tiny_model, tmp_path):
         recipe = {

@@ -114,6 +114,23 @@ class TestStage:
         if train == "query_encoder":  # a whole copy of its teacher has to learn the rounding alone
             assert history.losses[0]["leaf"] > 0
 
+    def test_what_is_stored_of_a_student_is_not_rounded(self, data, tiny_model, tmp_path):
+        """A student that encodes its own documents has them in the store, by the digest of its weights."""
+        from retrodistill.encoders.embeddings import embed
+
+        stage = {"objectives": "leaf", "quantize_weights": "int8", "training": {"max_steps": 1, "batch_size": 4}}
+        one = StageSettings.model_validate(stage)
+        settings = StudentSettings.model_validate(
+            {"model": f"dense:{tiny_model}", "layers": 1, "documents": "student", "stages": [one], "control": None}
+        )
+        data = replace(data, own_documents=True)
+        model = build_student(settings, data)
+        texts = data.collection.documents.texts
+        wanted = model.encode(texts, normalize_embeddings=True)
+        start = load_encoder(build_student(settings, data))
+        run_stage(model, one, data, tmp_path / "work", "training")
+        np.testing.assert_allclose(embed(start, texts, "document"), wanted, atol=1e-5)
+
     def test_another_precision_would_round_otherwise(self):
         stage = {"objectives": "leaf", "quantize_weights": "int8", "training": {"precision": "bfloat16"}}
         with pytest.raises(ValueError, match=r"leave training.precision at float32"):

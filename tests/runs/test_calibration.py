@@ -41,7 +41,8 @@ class TestEntropy:
         shares = []
         for _, _, scores in fitted.apply(RUN):
             if np.ptp(scores) > 0:
-                shares.append(entropy(softmax(scores)) / np.log(len(scores)))
+                least = np.log((scores == scores.max()).sum())
+                shares.append((entropy(softmax(scores)) - least) / (np.log(len(scores)) - least))
             assert scores.mean() == pytest.approx(0, abs=1e-6)
         assert np.mean(shares) == pytest.approx(0.5, abs=1e-6)
 
@@ -49,6 +50,14 @@ class TestEntropy:
         # Shares p and 1 - p have half a bit of entropy at p = .110028: log(p / (1 - p)) = -2.0905.
         fitted = fit_calibration("entropy", Run.from_dict({"q": {"a": 30.0, "b": 10.0}, "flat": {"a": 1.0, "b": 1.0}}))
         assert fitted.temperature == pytest.approx(20 / 2.0905, rel=1e-3)
+
+    def test_documents_that_are_tied_for_the_best_are_as_sure_as_one(self):
+        # The two best share what is left of all: from log 2 to log 4, half is at an entropy of log 8 / 2.
+        fitted = fit_calibration("entropy", Run.from_dict({"q": {"a": 1.0, "b": 1.0, "c": 0.0, "d": 0.0}}))
+        shares = softmax(np.array([1.0, 1.0, 0.0, 0.0]) / fitted.temperature)
+        assert entropy(shares) == pytest.approx(1.5 * np.log(2), rel=1e-6)
+        graded = Run.from_dict({"q": {f"d{at}": float(at < 5) for at in range(20)}})
+        assert 0.1 < fit_calibration("entropy", graded).temperature < 1
 
     @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
     def test_a_temperature_that_calibrates_nothing(self, temperature):

@@ -5,8 +5,10 @@ import pytest
 from random_runs import random_scores, ranking
 
 from retrodistill.core.errors import UserError
+from retrodistill.rankers.ensemble import Ensemble
+from retrodistill.rankers.recorded import RecordedRanker
 from retrodistill.runs import Run, fuse, union
-from retrodistill.runs.calibration import fit_calibration
+from retrodistill.runs.calibration import ZScorePerQuery, fit_calibration
 
 SEEDS = range(6)
 WEIGHTS = [None, [0.3, 0.7], [2.0, 0.0], [0, 5]]
@@ -227,18 +229,36 @@ class TestAgreement:
             found.scores, fit_calibration("zscore-per-query", Run.from_dict(up)).apply(Run.from_dict(up)).scores
         )
 
-    def test_two_runs_agree_with_each_other_alike(self):
-        runs = self.three(0)[:2]
-        np.testing.assert_allclose(fuse(runs, None, "agreement").scores, fuse(runs, None, "zscore-per-query").scores)
+    def test_two_runs_are_refused(self):
+        with pytest.raises(UserError, match=r"^fusion: agreement of 2 members; with fewer than three"):
+            fuse(self.three(0)[:2], None, "agreement")
 
     def test_a_flat_list_says_nothing(self):
-        flat, up = (
-            {"q": {"a": 1.0, "b": 1.0}, "r": {"a": 1.0, "b": 2.0}},
-            {"q": {"a": 1.0, "b": 2.0}, "r": {"a": 1.0, "b": 2.0}},
-        )
-        found = fuse([Run.from_dict(flat), Run.from_dict(up)], None, "agreement")
+        flat, up = {"q": {"a": 1.0, "b": 1.0}}, {"q": {"a": 1.0, "b": 2.0}}
+        runs = [Run.from_dict(each) for each in (flat, up, up)]
+        calibrations = [ZScorePerQuery() for _ in runs]
+        assert fuse(runs, None, "agreement", calibrations=calibrations).to_dict()["q"] == {"a": -1.0, "b": 1.0}
+        ensemble = Ensemble([RecordedRanker(run) for run in runs], method="agreement")
+        assert ensemble.fuse(runs).to_dict()["q"] == {"a": -1.0, "b": 1.0}  # a single query is served so
+
+    def test_a_run_of_weight_0_has_no_vote(self):
+        runs = self.three(1)
+        found = fuse([*runs, runs[0]], [1.0, 1.0, 1.0, 0.0], "agreement")
+        np.testing.assert_allclose(found.scores, fuse(runs, None, "agreement").scores)
+
+    def test_given_weights_count_where_no_run_agrees(self):
+        up = {"q": {"a": 1.0, "b": 2.0}}
+        alone = {"q": {"a": 2.0, "b": 1.0, "c": 9.0}}
+        runs = [Run.from_dict(each) for each in (up, up, alone)]
+        found = fuse(runs, [1.0, 1.0, 3.0], "agreement", missing="mean")
         assert np.isfinite(found.scores).all()
-        assert found.to_dict()["q"]["b"] > found.to_dict()["q"]["a"]
+        assert set(found.to_dict()["q"]) == {"a", "b", "c"}
+        opposed = [
+            Run.from_dict({"q": dict(zip("abc", scores, strict=True))})
+            for scores in ([1, 0, -1], [-1, 0, 1], [0, 0, 0])
+        ]
+        even = fuse(opposed, [3.0, 1.0, 0.0], "agreement", calibrations=[ZScorePerQuery() for _ in opposed])
+        np.testing.assert_allclose(even.scores, np.array([0.5, 0, -0.5]) * np.sqrt(1.5))
 
 
 def test_teachers_that_are_equally_sure_are_fused_by_entropy():

@@ -404,11 +404,11 @@ class TestSelectionByGap:
     def test_a_share_of_the_texts_is_trained_on(self, by, data):
         one = stage(selection={"by": by, "share": 0.5, **({"topics": 3} if by == "topics" else {})})
         prepared = prepare(one, changed(data, student=standing(data), labels=None))
-        assert prepared.chosen.sum() == round(0.5 * len(prepared.texts))
-        assert prepared.chosen[training_rows(prepared, one)].all()
-        assert prepared.notes[-1].startswith(
-            f"selection: {prepared.chosen.sum()} of {len(prepared.texts)} texts, by {by}"
-        )
+        pool = len(prepared.texts) - len(prepared.held_out)
+        assert len(prepared.held_out) > 0
+        assert prepared.chosen.sum() == round(0.5 * pool)
+        assert sorted(training_rows(prepared, one)) == np.flatnonzero(prepared.chosen).tolist()
+        assert prepared.notes[-1].startswith(f"selection: {prepared.chosen.sum()} of {pool} texts, by {by}")
 
     def test_disagreement_is_that_of_the_students_scores_of_the_candidates(self, data):
         data = changed(data, student=standing(data), labels=None)
@@ -424,6 +424,8 @@ class TestSelectionByGap:
                 for scores, t in ((by_teacher, term.teacher_temperature), (by_student, term.student_temperature))
             )
             gaps[query] = float((of * np.log(of / to)).sum())
+        held_out = {prepared.texts.texts.ids[row] for row in prepared.held_out}
+        gaps = {query: gap for query, gap in gaps.items() if query not in held_out}
         chosen = {query for query, is_in in zip(prepared.texts.texts.ids, prepared.chosen, strict=True) if is_in}
         assert min(gaps[query] for query in chosen) >= max(gaps[query] for query in gaps.keys() - chosen)
 
@@ -587,6 +589,10 @@ class TestKeysThatDoNotFit:
             ({"selection": {"share": 0.5}}, "share is for other rules than prod"),
             ({"selection": {"by": "random", "share": 0.5, "topics": 3}}, "topics is for by: topics"),
             ({"selection": {"by": "gap", "share": 0.5}}, "unknown rule of selection 'gap'"),
+            ({"selection": {"by": "random", "share": 0.5, "ranks": [3, 9]}}, "ranks is for by: prod; remove it"),
+            ({"objectives": "calibrated-kl"}, "calibrated-kl corrects the teacher by labels; set positives: labels"),
+            ({"objectives": ["kl", "attention"], "lora": {}}, "attention reads attention heads, which lora wraps"),
+            ({"objectives": [{"name": "kl", "layers": {}}]}, "layers is for objectives that compare layers"),
             ({"teacher": "student:"}, "write student:NAME"),
             ({"teacher": "student:bi@two"}, "write student:NAME"),
         ],

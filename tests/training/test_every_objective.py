@@ -41,6 +41,8 @@ def student_of(name, model):
         return {"model": f"dense:{model}", "documents": "student", "stages": [stage]}
     if objective.needs("labels"):
         stage["labels"] = "sigmoid"
+    if objective.corrects_by_labels:
+        stage["positives"] = "labels"
     if objective.needs("start_scores"):
         stage["objectives"] = ["kl", name]
     if objective.dot_only:
@@ -68,6 +70,8 @@ def test_every_objective_trains_a_stage_of_a_recipe(name, data, tiny_model, tmp_
         data = replace(data, teacher=MultiVectorRanker(teacher))
     if get_objective(name).needs("labels"):
         data = replace(data, teacher=soft_labels([data.teacher], "sigmoid", [1.0]))
+    if get_objective(name).corrects_by_labels:
+        data = replace(data, labels=data.collection.relevance("train"))
     if get_objective(name).dot_only:
         model = load_encoder(f"dense:{tiny_model}").model
         model.similarity_fn_name = "dot"
