@@ -103,6 +103,7 @@ def _filled(tmp_path, tiny_folder, tiny_model, tiny_cross_encoder, monkeypatch):
         "cross-encoder/ms-marco-MiniLM-L6-v2": tiny_cross_encoder,
         "configs": ROOT / "configs",
         "examples": ROOT / "examples",
+        "evaluation": ROOT / "evaluation",
     }.items():
         (tmp_path / name).symlink_to(place)
     monkeypatch.chdir(tmp_path)
