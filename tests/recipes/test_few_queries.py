@@ -20,7 +20,7 @@ from retrodistill.students.registry import kind_names
 pytestmark = [pytest.mark.usefixtures("given_pace"), pytest.mark.slow]
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-NEED_TRAINING_QUERIES = {"disco", "prod", "recorded-teacher", "tas-b"}
+NEED_TRAINING_QUERIES = {"disco", "prod", "recorded-teacher", "static-labels", "tas-b"}
 
 
 @pytest.fixture(scope="module")
