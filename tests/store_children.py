@@ -63,6 +63,7 @@ class LoggedEncoder:
     encoding = EncodingSettings()
     loaded_from = part = None
     threads, has_weights = 1, True
+    members = ()
 
     def __init__(self, log, delay=0.0, version="1"):
         self.log, self.delay, self.version = Log(Path(log)), delay, version

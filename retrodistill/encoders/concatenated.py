@@ -35,7 +35,6 @@ class ConcatenatedEncoder(Encoder):
         """Two members or more; those that do not compare by cosine are a UserError."""
         super().__init__(None, name)
         self.members = list(members)
-        self._stores: dict[tuple[int, Role], Any] = {}
         if len(self.members) < 2:
             raise UserError(
                 f"{name} names {len(self.members)} encoder; write concat:dense:A+dense:B, or name it alone."
@@ -103,21 +102,13 @@ class ConcatenatedEncoder(Encoder):
             member.require(texts, role)
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int | None = None) -> np.ndarray:
-        """(n, dimension) float32 unit vectors; what a member has in its store is read from there."""
-        vectors = [self._of_member(place, texts, role, batch_size) for place in range(len(self.members))]
+        """(n, dimension) float32 unit vectors."""
+        return self.joined([member.encode(texts, role, batch_size=batch_size) for member in self.members])
+
+    def joined(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, dimension) float32 vectors, from those of each member."""
         return np.concatenate(vectors, axis=1) / np.float32(np.sqrt(len(self.members)))
 
     def bill(self, texts: Sequence[str], role: Role) -> Bill:
         """What the members' requests take."""
         return functools.reduce(operator.add, (member.bill(texts, role) for member in self.members))
-
-    def _of_member(self, place: int, texts: Sequence[str], role: Role, batch_size: int | None) -> np.ndarray:
-        from retrodistill.encoders.embeddings import store_of  # which loads encoders by name, this one among them
-
-        member = self.members[place]
-        if not member.needs_store(role):
-            return member.encode(texts, role, batch_size=batch_size)
-        if (place, role) not in self._stores:  # opening one reads the keys of all its texts
-            self._stores[place, role] = store_of(member, role)
-        store = self._stores[place, role]
-        return np.asarray(store.gather(texts)) if not store.missing(texts) else member.encode(texts, role)

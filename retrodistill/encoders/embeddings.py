@@ -145,6 +145,20 @@ def _computation(encoder: Any, role: Role) -> Computation:
     return Computation(lambda texts: encoder.encode(texts, role), task, encoder.part, encoder.threads)
 
 
+def _of_members(encoder: Any, role: Role, texts: Sequence[str], root: Path | None) -> Computation:
+    """Joins what the members of an encoder have in their stores, which are filled first."""
+    stores = [store_of(member, role, root) if member.needs_store(role) else None for member in encoder.members]
+    for store in filter(None, stores):
+        store.fill(texts)
+
+    def join(part: Sequence[str]) -> np.ndarray:
+        pairs = zip(encoder.members, stores, strict=True)
+        vectors = [member.encode(part, role) if store is None else store.gather(part) for member, store in pairs]
+        return np.asarray(encoder.joined(vectors))
+
+    return Computation(join)
+
+
 class TextStore(KeyedStore):
     """Vectors of one model in one role by text, in memory-mapped parts; `root` is the shared cache by default."""
 
@@ -152,7 +166,7 @@ class TextStore(KeyedStore):
 
     def __init__(self, encoder: TextModel, role: Role, root: Path | None = None) -> None:
         self.encoder: Any = encoder
-        self.role = role
+        self.role, self._root = role, root
         contract, fingerprint = encoder.contract(role), encoder.fingerprint(role)
         about = {"contract": contract, "precision": encoder.encoding.precision}
         owner = Manifest("encoder", {"encoder": fingerprint}, {"role": role}, about)
@@ -167,7 +181,11 @@ class TextStore(KeyedStore):
         keep_freed_memory()
         title = f"embedding ({self.encoder.name}, {self.role})"
         sizes = np.fromiter(map(len, texts), np.int64, len(texts))
-        self._fill(text_keys(texts), sizes, texts.__getitem__, _computation(self.encoder, self.role), title)
+        if self.encoder.members and self.missing(texts):
+            computation = _of_members(self.encoder, self.role, texts, self._root)
+        else:
+            computation = _computation(self.encoder, self.role)
+        self._fill(text_keys(texts), sizes, texts.__getitem__, computation, title)
 
     def put(self, texts: Sequence[str], vectors: Any) -> None:
         """Add vectors computed elsewhere, in the encoder's form; texts already in the store keep theirs."""

@@ -53,15 +53,17 @@ class TestVectors:
             monkeypatch.setattr(member, "encode", None)
         np.testing.assert_allclose(embed(encoder, TEXTS, "document"), wanted, atol=1e-6)
 
-    def test_stores_of_members_are_opened_once(self, name, monkeypatch):
+    def test_stores_of_members_are_opened_once_to_embed_and_never_for_a_query(self, name, monkeypatch):
         from retrodistill.encoders import embeddings
 
         opened, whole = [], embeddings.store_of
-        monkeypatch.setattr(embeddings, "store_of", lambda *given: opened.append(given) or whole(*given))
+        monkeypatch.setattr(embeddings, "store_of", lambda *given: opened.append(given[0].name) or whole(*given))
+        monkeypatch.setattr(embeddings, "_PART", 1)  # texts
         encoder = load_encoder(name, DENSE)
-        for text in TEXTS:
-            encoder.encode([text], "query")
-        assert len(opened) == 2
+        embed(encoder, TEXTS, "document")
+        assert sorted(opened) == sorted([name, *(member.name for member in encoder.members)])
+        encoder.encode(TEXTS, "query")
+        assert len(opened) == 3
 
     def test_the_time_to_embed_is_that_of_the_members(self, name):
         count, seconds = seconds_to_embed(load_encoder(name, DENSE), TEXTS, "document")

@@ -18,6 +18,7 @@ class CountingEncoder:
     encoding = EncodingSettings()
     loaded_from = part = None
     threads, has_weights = 1, True
+    members = ()
 
     def __init__(self, version="1", breaks_after=10**9):
         self.version, self.breaks_after, self.encoded = version, breaks_after, []
