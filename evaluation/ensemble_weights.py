@@ -27,7 +27,8 @@ _DEPTH = 1000  # candidates of each member, as in `Ensemble.search`
 def ensembles(members: list[Ranker], fusions: bool) -> Iterator[tuple[str, Ensemble]]:
     """What is compared, by the head of its column."""
     if fusions:
-        yield from ((method, Ensemble(members, method=method)) for method in METHODS)
+        methods = [method for method in METHODS if method != "agreement" or len(members) > 2]
+        yield from ((method, Ensemble(members, method=method)) for method in methods)
         return
     others = len(members) - 1
     for weight in _WEIGHTS:
