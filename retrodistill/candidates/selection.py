@@ -10,7 +10,7 @@ import numpy as np
 
 from retrodistill.core.errors import UserError, unknown
 from retrodistill.data.collection import Qrels
-from retrodistill.runs.calibration import list_moments
+from retrodistill.runs.calibration import list_log_softmax, list_moments
 from retrodistill.runs.run import Run, look_up
 
 BUDGETS = {
@@ -258,14 +258,8 @@ def disagreements(teacher: Run, student: Run, temperatures: tuple[float, float])
     KL divergence from the softmax of the teacher's scores to that of the student's, over their temperatures. Both runs
     have the same pairs in the same order.
     """
-    codes, starts = teacher.query_codes, teacher.bounds[:-1]
-    logs = []
-    for run, temperature in zip((teacher, student), temperatures, strict=True):
-        scores = run.scores / temperature
-        scores = scores - np.maximum.reduceat(scores, starts)[codes]
-        logs.append(scores - np.log(np.add.reduceat(np.exp(scores), starts))[codes])
-    of, to = logs
-    return np.asarray(np.maximum(np.add.reduceat(np.exp(of) * (of - to), starts), 0.0))
+    of, to = map(list_log_softmax, (teacher, student), temperatures)
+    return np.asarray(np.maximum(np.add.reduceat(np.exp(of) * (of - to), teacher.bounds[:-1]), 0.0))
 
 
 def chosen_texts(

@@ -96,7 +96,7 @@ def _load_name(name: ModelName) -> TextModel:
     if name.kind in _OPENERS:
         opened = read_whole(name.name, lambda: _OPENERS[name.kind](name.name))
         # An API is asked by one process, which counts what is spent.
-        if name.kind != "embeddings-api" and all(member.kind != "embeddings-api" for member in opened.members):
+        if all(each.kind != "embeddings-api" for each in opened.members or [opened]):
             opened.loaded_from = name.anywhere
         return opened
     return read_whole(split_variant(name.name)[0], lambda: _load_model(name))

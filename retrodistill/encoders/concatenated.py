@@ -21,7 +21,7 @@ from retrodistill.encoders.space import space_fingerprint
 class ConcatenatedEncoder(Encoder):
     """The unit vectors of several encoders, concatenated, over the root of their number (Stella, arXiv 2412.19048).
 
-    Its cosine is the mean of theirs, so that an index of it ranks like an equal ensemble of dense rankers. Its name is
+    Its cosine is the mean of theirs, so that an index of it ranks by the mean of their cosines. Its name is
     ``concat:KIND:NAME+KIND:NAME``. It encodes with its members: it has no tokenizer and no latency of its own.
     """
 

@@ -181,8 +181,9 @@ class TextStore(KeyedStore):
         keep_freed_memory()
         title = f"embedding ({self.encoder.name}, {self.role})"
         sizes = np.fromiter(map(len, texts), np.int64, len(texts))
-        if self.encoder.members and self.missing(texts):
-            computation = _of_members(self.encoder, self.role, texts, self._root)
+        missing = self.missing(texts) if self.encoder.members else []
+        if missing:
+            computation = _of_members(self.encoder, self.role, missing, self._root)
         else:
             computation = _computation(self.encoder, self.role)
         self._fill(text_keys(texts), sizes, texts.__getitem__, computation, title)

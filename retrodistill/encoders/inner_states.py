@@ -46,9 +46,7 @@ def recording(transformer: Any, *, heads: bool) -> Iterator[list[Pass]]:
     With `heads`, queries, keys and values are recorded: of BERT and its like, whose layers have separate maps to them.
     """
     passes: list[Pass] = []
-
     whole = transformer.forward
-
     names = inspect.signature(whole)
 
     @wraps(whole)

@@ -147,16 +147,15 @@ def calibrated_kl(
     without a positive learns p alone, as with `kl_divergence`. 0 or more.
     """
     valid = mask_of(scores, targets, mask)
-    logs, student = log_softmax(targets, valid, 1.0), log_softmax(scores, valid, 1.0)
+    shares, student = log_softmax(targets, valid, 1.0).exp(), log_softmax(scores, valid, 1.0)
     if positives is not None:
         check_positives(scores, positives)
         places = positives.clamp(min=0)[:, None]
         known = (positives >= 0)[:, None] & valid.gather(1, places)
-        ratio = (logs.gather(1, places) - logs.amax(dim=1, keepdim=True)).exp()
-        weight = torch.where(known, 1 - ratio, torch.zeros_like(ratio))
-        mixed = ((1 - weight) * logs.exp()).scatter_add(1, places, weight)
-        logs = torch.where(mixed > 0, mixed, torch.ones_like(mixed)).log().masked_fill(mixed <= 0, NOTHING)
-    return mean_over_lists(_divergence(logs, student, valid), valid.sum(dim=1) >= 2)
+        weight = (1 - shares.gather(1, places) / shares.amax(dim=1, keepdim=True)).masked_fill(~known, 0.0)
+        shares = ((1 - weight) * shares).scatter_add(1, places, weight)
+    divergences = (torch.special.xlogy(shares, shares) - shares * student).masked_fill(~valid, 0.0).sum(dim=1)
+    return mean_over_lists(divergences, valid.sum(dim=1) >= 2)
 
 
 @objective(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives.lists import NOTHING, at_least_float32, cleaned
+from retrodistill.objectives.lists import at_least_float32, cleaned, log_softmax
 from retrodistill.objectives.registry import objective
 
 _inside = partial(objective, sees="layers")
@@ -98,9 +98,7 @@ def self_attention_relations(student: Tensor, teacher: Tensor, mask: Tensor) -> 
     total = torch.zeros((), device=student.device)
     for kind in range(3):
         of, to = (
-            torch.log_softmax(
-                _products(cleaned(side, mask[:, None, :, None]), kind, kind).masked_fill(~columns, NOTHING), dim=-1
-            )
+            log_softmax(_products(cleaned(side, mask[:, None, :, None]), kind, kind), columns, 1.0)
             for side in (theirs, ours)
         )
         divergence = (of.exp() * (of - to)).masked_fill(~columns, 0.0).sum(dim=-1).masked_fill(~rows, 0.0)

@@ -18,7 +18,7 @@ from retrodistill.rankers.corpus import CorpusScores, MeanOfZScores
 from retrodistill.rankers.protocol import Ranker, Work
 from retrodistill.rankers.recorded import RecordedRanker, recorded_pairs
 from retrodistill.runs.calibration import Calibration, MinMaxPerQuery, ZScorePerQuery
-from retrodistill.runs.fusion import check_calibrations, check_method, check_weights, fuse, union
+from retrodistill.runs.fusion import check_calibrations, check_method, check_weights, fuse, scale_of, union
 from retrodistill.runs.run import Run
 
 LABELS = {
@@ -29,8 +29,7 @@ LABELS = {
     "ranks": "1 / log2(1 + rank) in the teacher's order, for teachers that rank; equal scores share their mean rank",
     "sigmoid-cosine": "2 / (1 + exp(-score)) - 1, the cosine of a cross-encoder that learned from `cosine`",
 }
-# these need no fitting
-_PER_QUERY = {"agreement": ZScorePerQuery, **{kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}}
+_PER_QUERY = {kind.name: kind for kind in (ZScorePerQuery, MinMaxPerQuery)}  # these need no fitting
 _ROUNDING = 1e-3  # by which a float32 cosine may exceed 1
 
 
@@ -116,7 +115,7 @@ class Ensemble(Combined):
 
     def fuse(self, runs: Sequence[Run]) -> Run:
         """Fuse runs of the members, in their order. A member with equal scores throughout has no influence."""
-        kind = _PER_QUERY.get(self.method)
+        kind = _PER_QUERY.get(scale_of(self.method))
         calibrations = [kind() for _ in runs] if kind and self.calibrations is None else self.calibrations
         return fuse(runs, self.weights, self.method, calibrations=calibrations, name=self.name)
 

@@ -256,8 +256,7 @@ class Recipe(Settings):
         training_order(self.students)
         for stage in (stage for student in self.students.values() for stage in student.stages):
             self._check_filter(stage)
-            by_ensemble = stage.judges_by_ensemble
-            if by_ensemble and not stage.teacher and not self.ensemble:
+            if stage.judges_by_ensemble and not stage.teacher and not self.ensemble:
                 raise ValueError(
                     "selection.positives: ensemble needs a judge besides the stage's own teacher; give the stage "
                     "another teacher, or the recipe an ensemble"

@@ -126,8 +126,7 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
             inputs["labels"] = data.qrels().fingerprint
         if stage.reads_labels and stage.is_contrastive:  # before, they were; such students are trained again
             inputs["other relevant documents"] = "are no negatives"
-        by_ensemble = stage.judges_by_ensemble
-        if by_ensemble and not stage.teacher and data.labeler is not None:
+        if stage.judges_by_ensemble and not stage.teacher and data.labeler is not None:
             inputs["labeler"] = data.labeler.fingerprint(data.collection)
     # What is named by its place may change there.
     named = [settings.model, *(source for stage in settings.stages for source in stage.candidates.sources or ())]

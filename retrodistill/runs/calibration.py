@@ -94,8 +94,8 @@ class Entropy(Calibration):
 
     Each teacher gets the temperature at which the softmax of its lists has, on average, half the entropy of equal
     scores, counted from that of the documents that are tied for the best. Teachers that are fused are then equally
-    sure of themselves, whatever their scales and the shape of their
-    lists (Zhao et al. 2023, arXiv 2306.16170, who adjust temperatures by steps until two teachers' entropies agree).
+    sure, whatever their scales and the shape of their lists (Zhao et al. 2023, arXiv 2306.16170, who adjust
+    temperatures by steps until two teachers' entropies agree). Lists of equal scores do not count.
     """
 
     temperature: float  # above 0, in the unit of the scores
@@ -109,35 +109,26 @@ class Entropy(Calibration):
     def fit(cls, run: Run) -> Self:
         """Find the temperature of the run's lists; raises UserError if the scores of every query are equal."""
         lowest, highest = list_extremes(run)
-        apart = (highest - lowest)[highest > lowest]
-        if not len(apart):
+        counted, starts = highest > lowest, run.bounds[:-1]
+        if not counted.any():
             raise flat(run)
+        ties = np.add.reduceat(run.scores == highest[run.query_codes], starts)[counted]
+        least, most = np.log(ties), np.log(np.diff(run.bounds)[counted])
+        apart = (highest - lowest)[counted]
         # From all on the best documents to equal shares.
         low, high = math.log(float(apart.min())) - 10, math.log(float(apart.max())) + 10
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            low, high = (middle, high) if _sureness(run, math.exp(middle)) < _ENTROPY else (low, middle)
+            logs = list_log_softmax(run, math.exp(middle))
+            entropies = -np.add.reduceat(np.exp(logs) * logs, starts)[counted]
+            is_low = ((entropies - least) / (most - least)).mean() < _ENTROPY
+            low, high = (middle, high) if is_low else (low, middle)
         return cls(math.exp((low + high) / 2))
 
     def apply(self, run: Run) -> Run:
         """Calibrated scores, which are 0 on average within each query."""
         mean, _ = list_moments(run)
         return run.with_scores((run.scores - mean[run.query_codes]) / self.temperature)
-
-
-def _sureness(run: Run, temperature: float) -> float:
-    """Mean entropy of the lists' softmax, from 0 (all on the best documents) to 1 (equal shares).
-
-    Lists of equal scores do not count.
-    """
-    codes, starts, sizes = run.query_codes, run.bounds[:-1], np.diff(run.bounds)
-    lowest, highest = list_extremes(run)
-    scores = (run.scores - highest[codes]) / temperature
-    totals = np.add.reduceat(np.exp(scores), starts)
-    entropies = np.log(totals) - np.add.reduceat(np.exp(scores) * scores, starts) / totals
-    counted = highest > lowest
-    least = np.log(np.add.reduceat(run.scores == highest[codes], starts))[counted]  # of ties for the best
-    return float(((entropies[counted] - least) / (np.log(sizes[counted]) - least)).mean())
 
 
 CALIBRATIONS: dict[str, type[Calibration]] = {
@@ -160,6 +151,13 @@ def list_moments(run: Run) -> tuple[np.ndarray, np.ndarray]:
     # Equal scores must give their exact value and 0, but rounding does not: (0.1 + 0.1 + 0.1) / 3 is above 0.1.
     lowest, highest = list_extremes(run)
     return np.where(highest > lowest, mean, lowest), np.where(highest > lowest, np.sqrt(variance), 0.0)
+
+
+def list_log_softmax(run: Run, temperature: float) -> np.ndarray:
+    """(rows,) float64 log-probabilities of each query's documents under the softmax of its scores / temperature."""
+    codes, starts = run.query_codes, run.bounds[:-1]
+    scores = (run.scores - list_extremes(run)[1][codes]) / temperature
+    return np.asarray(scores - np.log(np.add.reduceat(np.exp(scores), starts))[codes])
 
 
 def list_extremes(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -79,8 +79,7 @@ def fuse(
         return Run.from_dict({}, name)
     if method == "reciprocal-rank":
         return _by_reciprocal_rank(runs, weights, name)[0]
-    scale = "zscore-per-query" if method == "agreement" else method
-    fitted = [fit_calibration(scale, run) for run in runs] if calibrations is None else calibrations
+    fitted = [fit_calibration(scale_of(method), run) for run in runs] if calibrations is None else calibrations
     check_calibrations(len(runs), fitted)
     pairs, scores = align([calibration.apply(run) for calibration, run in zip(fitted, runs, strict=True)], name)
     absent = np.isnan(scores)
@@ -139,6 +138,11 @@ def check_weights(runs: int, weights: Sequence[float] | None) -> list[float]:
             f"fusion: {len(given)} weights {given} for {runs} runs; give one per run, none below 0, not all 0."
         )
     return given
+
+
+def scale_of(method: str) -> str:
+    """The name of the calibration that a method of fusion scales scores by; reciprocal ranks have none."""
+    return "zscore-per-query" if method == "agreement" else method
 
 
 def check_method(method: str, members: int) -> None:

@@ -40,7 +40,7 @@ class LayerLoss(nn.Module):
     def __init__(self, model: Any, loss: nn.Module, terms: Sequence[Term], transformers: Transformers) -> None:
         super().__init__()
         self.model, self.loss, self.terms = model, loss, list(terms)
-        self._transformers = [transformers]  # in a list, so that they are no modules of the loss
+        self._transformers = transformers  # a tuple, so that they are no modules of the loss
         transformers.teacher.eval().requires_grad_(False)
         counts = [len(stack_of(each)[0]) for each in (transformers.student, transformers.teacher)]
         self._pairs = [layer_pairs(_layers_of(term), *counts) for term in terms]
@@ -54,7 +54,7 @@ class LayerLoss(nn.Module):
 
     def forward(self, sentence_features: Iterable[Any], labels: Tensor, **given: Any) -> dict[str, Tensor]:
         """The loss's own terms by name, and those over layers, each the mean over the passes of the student."""
-        student, teacher = self._transformers[0]
+        student, teacher = self._transformers
         with recording(student, heads=self._needs_heads) as ours:
             parts = dict(self.loss(sentence_features, labels, **given))
         with torch.no_grad(), recording(teacher, heads=self._needs_heads) as theirs:
@@ -62,7 +62,7 @@ class LayerLoss(nn.Module):
                 teacher(**one.inputs)
         for own, other in zip(ours, theirs, strict=True):
             for term, pairs in zip(self.terms, self._pairs, strict=True):
-                value = term.weight * term.value(_inputs(own, other, pairs)) / len(ours)
+                value = term.weight * term.value(_inputs(term, own, other, pairs)) / len(ours)
                 parts[term.name] = parts[term.name] + value if term.name in parts else value
         return parts
 
@@ -98,14 +98,12 @@ def _layers_of(term: Term) -> LayerMap:
     return "last" if term.objective.deepest else "uniform"
 
 
-def _inputs(own: Pass, other: Pass, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-    """What objectives over layers take, see `retrodistill.objectives.registry.INPUTS`."""
-    inputs = {
-        "student_states": torch.stack([own.states[student] for student, _ in pairs]),
-        "teacher_states": torch.stack([other.states[teacher] for _, teacher in pairs]),
-        "token_mask": own.mask,
-    }
-    if own.heads and all(map(all, pairs)):
-        inputs["student_heads"] = torch.stack([own.heads[student - 1] for student, _ in pairs])
-        inputs["teacher_heads"] = torch.stack([other.heads[teacher - 1] for _, teacher in pairs])
+def _inputs(term: Term, own: Pass, other: Pass, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    """What a term takes of `retrodistill.objectives.registry.INPUTS`."""
+    inputs = {"token_mask": own.mask}
+    for side, one, layers in zip(("student", "teacher"), (own, other), zip(*pairs, strict=True), strict=True):
+        if term.objective.needs(f"{side}_states"):
+            inputs[f"{side}_states"] = torch.stack([one.states[layer] for layer in layers])
+        if term.objective.needs(f"{side}_heads"):  # of the layers alone: what the first one gets has none
+            inputs[f"{side}_heads"] = torch.stack([one.heads[layer - 1] for layer in layers])
     return inputs

@@ -185,10 +185,8 @@ def selected_by_gap(
     teacher = teacher.select(set(teacher.query_ids) - {texts.texts.ids[row] for row in others})
     if not len(teacher):
         raise UserError("selection: no text with candidates is left to choose from; mine deeper, or add texts.")
-    snapshot = _snapshot(data)
-    student = snapshot.score(data.collection, texts.texts.select(teacher.query_ids), teacher)
-    gaps = disagreements(teacher, student, temperatures)
-    queries, topics = texts.texts.select(teacher.query_ids), None
+    snapshot, queries, topics = _snapshot(data), texts.texts.select(teacher.query_ids), None
+    gaps = disagreements(teacher, snapshot.score(data.collection, queries, teacher), temperatures)
     if settings.by == "topics":
         if data.space is None:
             raise UserError("selection.by: topics clusters texts by their dense embeddings; set 'document_encoder'.")
@@ -202,9 +200,7 @@ def selected_by_gap(
     )
     log(note)
     rows = np.zeros(len(texts), dtype=bool)
-    rows[texts.texts.positions([query for query, is_chosen in zip(queries.ids, chosen, strict=True) if is_chosen])] = (
-        True
-    )
+    rows[texts.texts.positions(queries.ids)[chosen]] = True
     return rows, note
 
 

@@ -510,23 +510,13 @@ class StageSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _transformer_fits(self) -> StageSettings:
+    def _objectives_fit(self) -> StageSettings:
         of_heads = next((term.name for term in self.objectives if term.objective.needs("student_heads")), None)
         if of_heads is not None and self.lora is not None:
             raise ValueError(f"{of_heads} reads attention heads, which lora wraps; remove one of them")
         by_labels = next((term.name for term in self.objectives if term.objective.corrects_by_labels), None)
         if by_labels is not None and not self.reads_labels:
             raise ValueError(f"{by_labels} corrects the teacher by labels; set positives: labels")
-        if self.quantize_weights and (self.lora is not None or self.train not in ("query_encoder", "both_encoders")):
-            raise ValueError(
-                "quantize_weights is about the matrices of a transformer that is trained whole; set train: "
-                "query_encoder or both_encoders, without lora"
-            )
-        if self.quantize_weights and self.training.precision != "float32":
-            raise ValueError(
-                f"quantize_weights rounds to int8, and training.precision: {self.training.precision} rounds otherwise; "
-                "leave training.precision at float32"
-            )
         of_layers = next((term.name for term in self.objectives if term.objective.sees == "layers"), None)
         if of_layers is not None and self.train not in ("query_encoder", "both_encoders"):
             raise ValueError(
@@ -537,6 +527,20 @@ class StageSettings(Settings):
         wrong = next((term.name for term in given if term.objective.sees != "layers"), None)
         if wrong is not None:
             raise ValueError(f"layers is for objectives that compare layers, which {wrong} does not; remove layers")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> StageSettings:
+        if self.quantize_weights and (self.lora is not None or self.train not in ("query_encoder", "both_encoders")):
+            raise ValueError(
+                "quantize_weights is about the matrices of a transformer that is trained whole; set train: "
+                "query_encoder or both_encoders, without lora"
+            )
+        if self.quantize_weights and self.training.precision != "float32":
+            raise ValueError(
+                f"quantize_weights rounds to int8, and training.precision: {self.training.precision} rounds otherwise; "
+                "leave training.precision at float32"
+            )
         return self
 
     def needs(self, *inputs: str) -> bool:

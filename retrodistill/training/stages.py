@@ -87,8 +87,8 @@ def fit(
     (n,), are for the loss and for `drawn`, which gives further columns.
     """
     student, stage, data, prepared, folder, what, transformers = run
-    of_layers = [term for term in prepared.terms if term.objective.sees == "layers"]
-    if transformers is not None and of_layers:
+    if transformers is not None:
+        of_layers = [term for term in prepared.terms if term.objective.sees == "layers"]
         loss = LayerLoss(student.model, loss, of_layers, transformers)
     read = TextColumns(columns, labels, batches=planned_batches(stage, data, prepared.texts.texts, rows), drawn=drawn)
     prompts = {name: student.prompt("document" if name.startswith("document") else "query") for name in read.names}
