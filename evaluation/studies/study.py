@@ -13,6 +13,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 OTHER_SOURCES = {  # of collections that are not in BEIR; None for those that only a user can put into the data folder
     "cranfield": "ir_datasets:cranfield",
+    **dict.fromkeys(("inscit", "mtrag")),  # disco/make.py makes them
     "lisa": None,
     "stdlib": None,  # long-documents/make.py makes it
     "vaswani": "ir_datasets:vaswani",

@@ -1,4 +1,4 @@
-"""Conversations: raw queries that depend on earlier turns, and their self-contained rewrites."""
+"""Conversations: raw queries that depend on earlier turns, and self-contained versions of them for teachers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import log
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from retrodistill.data.tables import read_records
 from retrodistill.data.texts import Texts
 
 SEPARATOR = " | "
-_REQUIRED = ("conversation_id", "turn", "utterance", "rewrite")
+EXPANSION_WORDS = 3
+_REQUIRED, _OPTIONAL = ("conversation_id", "turn", "utterance"), ("rewrite", "response", "query_id", "history")
+_FADING = 0.8  # weight of a word relative to the same word one question later
+_COMMON = 0.1  # words in more than this share of the documents say nothing of a topic
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,20 @@ class Turn:
         conversation_id: Id of the conversation.
         turn: Position in the conversation; any increasing integers.
         utterance: The question in the user's words.
-        rewrite: The same question, self-contained.
+        rewrite: The same question, self-contained; '' if unknown. A first turn is its own rewrite.
         response: The answer, '' if unknown.
         query_id: Id of the turn as a query, to match judgments; ``<conversation_id>_<turn>`` if it is ''.
+        history: What was said before, from the start, utterances and responses in turn. By default, the earlier turns
+            of the conversation that are given.
     """
 
     conversation_id: str
     turn: int
     utterance: str
-    rewrite: str
+    rewrite: str = ""
     response: str = ""
     query_id: str = ""
+    history: tuple[str, ...] | None = None
 
     @property
     def id(self) -> str:
@@ -50,7 +57,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversations:
-    """Two sets of queries with the same ids: one for the student and one for its teacher.
+    """Sets of queries with the same ids: one for the student, the others for its teacher.
 
     As in DiSCo (SIGIR 2025, arXiv 2410.14609), the teacher scores the rewrite and the student learns these scores for
     the raw query; the documents stay the same. Because the ids agree, a run of the rewrites is also a run of the raw
@@ -59,13 +66,17 @@ class Conversations:
     Attributes:
         raw: The current utterance followed by the history, latest turn first: encoders truncate the end of a long
             text, and the current utterance must not be lost.
-        rewrites: The self-contained rewrites.
+        utterances: The current utterance alone.
+        rewrites: The self-contained rewrites of the turns that have one, and first turns as they are.
         conversations: Number of conversations.
+        earlier: By id, the earlier utterances of the conversation, all of them, latest first.
     """
 
     raw: Texts
+    utterances: Texts
     rewrites: Texts
     conversations: int
+    earlier: dict[str, list[str]] = field(repr=False)
 
     @classmethod
     def from_turns(
@@ -88,29 +99,62 @@ class Conversations:
             raise UserError("there is no turn in the conversations; give at least one.")
         raw: list[tuple[str, str]] = []
         rewrites: list[tuple[str, str]] = []
+        utterances: list[tuple[str, str]] = []
+        said: dict[str, list[str]] = {}
         for name, conversation in by_conversation.items():
             conversation.sort(key=lambda turn: turn.turn)
             twice = next((a.turn for a, b in itertools.pairwise(conversation) if a.turn == b.turn), None)
             if twice is not None:
                 raise UserError(f"conversation {name!r} has turn {twice} twice; number its turns.")
-            exchanges: list[list[str]] = []  # latest first; within one, the response comes before its utterance
+            exchanges: list[tuple[str, str]] = []  # utterances and their responses, latest first
             for turn in conversation:
-                earlier = itertools.chain.from_iterable(exchanges[:history])
-                raw.append((turn.id, separator.join([turn.utterance, *earlier])))
-                rewrites.append((turn.id, turn.rewrite))
-                answer = [turn.response] if responses and turn.response else []
-                exchanges.insert(0, [*answer, turn.utterance])
-        return cls(Texts.from_pairs(raw), Texts.from_pairs(rewrites), len(by_conversation))
+                before = exchanges if turn.history is None else _exchanges(turn.history)
+                parts = [turn.utterance]
+                for utterance, response in before[:history]:
+                    parts += [response, utterance] if responses and response else [utterance]
+                raw.append((turn.id, separator.join(parts)))
+                utterances.append((turn.id, turn.utterance))
+                said[turn.id] = [utterance for utterance, _ in before]
+                if rewrite := turn.rewrite or ("" if before else turn.utterance):
+                    rewrites.append((turn.id, rewrite))
+                exchanges.insert(0, (turn.utterance, turn.response))
+        made = [Texts.from_pairs(pairs) for pairs in (raw, utterances, rewrites)]
+        return cls(made[0], made[1], made[2], len(by_conversation), said)
 
-    def of(self, collection: Collection, raw: bool = True) -> Collection:
-        """Replace the queries of a collection with the raw queries, or with the rewrites if `raw` is False.
+    def of(self, collection: Collection, queries: Texts | None = None) -> Collection:
+        """Replace the queries of a collection with the raw queries, or with other ones of the same ids.
 
         Judgments of these queries (by id) are kept; others are dropped and counted in `Collection.warnings`.
         """
-        queries = self.raw if raw else self.rewrites
+        queries = self.raw if queries is None else queries
         qrels, warnings = check_parts(collection.documents, queries, collection.qrels)
-        name = f"{collection.name}-{'conversations' if raw else 'rewrites'}"
-        return replace(collection, name=name, queries=queries, qrels=qrels, warnings=warnings)
+        return replace(
+            collection, name=f"{collection.name}-conversations", queries=queries, qrels=qrels, warnings=warnings
+        )
+
+    def expansions(self, documents: Sequence[str], words: int = EXPANSION_WORDS) -> Texts:
+        """Rewrites without a language model: each utterance with the most telling words of the earlier ones.
+
+        A word counts by its inverse document frequency in the documents, times 0.8 to the power of the number of
+        utterances since, summed over the utterances that have it. Words that no document has, or more than a tenth of
+        them, are left out, and so are those of the utterance. Scripts without spaces between words get no expansion.
+
+        Args:
+            documents: The documents that are searched; they are read once.
+            words: Most words that are added to an utterance, at least 1.
+        """
+        if words < 1:
+            raise UserError(f"words={words}: an expansion has at least 1 word.")
+        rarity = _rarity(set().union(*map(_words, self.utterances.texts)), documents)
+        expanded = []
+        for id_, utterance in self.utterances.items():
+            weights: dict[str, float] = {}
+            for age, text in enumerate(self.earlier[id_]):
+                for word in sorted(_words(text) & rarity.keys() - _words(utterance)):
+                    weights[word] = weights.get(word, 0.0) + rarity[word] * _FADING**age
+            best = sorted(weights, key=lambda word: (-weights[word], word))[:words]
+            expanded.append((id_, " ".join([utterance, *best])))
+        return Texts.from_pairs(expanded)
 
 
 def load_conversations(
@@ -121,10 +165,10 @@ def load_conversations(
 
 
 def read_turns(path: str | os.PathLike[str]) -> list[Turn]:
-    """Read a JSONL file of turns with keys conversation_id, turn, utterance, rewrite, optionally response, query_id."""
+    """Read a JSONL file of turns, whose keys are the attributes of `Turn`; the first three are required."""
     lines: dict[tuple[str, object], int] = {}
     turns = []
-    for place, record in read_records(path_of(path), "turn", _REQUIRED, ("response", "query_id")):
+    for place, record in read_records(path_of(path), "turn", _REQUIRED, _OPTIONAL):
         turn = _turn(record, f"{path}, line", place)
         for what, key in (
             (f"turn {turn.turn} of conversation {turn.conversation_id!r}", (turn.conversation_id, turn.turn)),
@@ -252,23 +296,40 @@ def _shortened(text: str, earlier: set[str]) -> str:
     return " ".join(kept)
 
 
+def _exchanges(history: Sequence[str]) -> list[tuple[str, str]]:
+    """Utterances and their responses, latest first; the last may have none."""
+    return list(itertools.zip_longest(history[::2], history[1::2], fillvalue=""))[::-1]
+
+
 def _words(text: str) -> set[str]:
     return set(normalized(text).split())
+
+
+def _rarity(words: set[str], documents: Sequence[str]) -> dict[str, float]:
+    """Inverse document frequency of the words that some documents have, and at most a tenth of them."""
+    counts: Counter[str] = Counter()
+    for text in documents:
+        counts.update(_words(text) & words)
+    most = max(1.0, _COMMON * len(documents))
+    return {word: log((len(documents) + 1) / count) for word, count in counts.items() if count <= most}
 
 
 def _turn(record: dict[str, Any], where: str, place: int) -> Turn:
     number = record["turn"]
     if not isinstance(number, int) or isinstance(number, bool):
         raise UserError(f"{where} {place}: 'turn' is {number!r}; expected an integer.")
-    for key in ("utterance", "rewrite"):
-        if not text_of(record[key], key, where, place).strip():
-            raise UserError(f"{where} {place}: {key!r} is empty; every turn has {', '.join(_REQUIRED)}.")
-    response, query_id = record.get("response"), record.get("query_id")
+    if not text_of(record["utterance"], "utterance", where, place).strip():
+        raise UserError(f"{where} {place}: 'utterance' is empty; every turn has {', '.join(_REQUIRED)}.")
+    rewrite, response, query_id, history = map(record.get, _OPTIONAL)
+    if not isinstance(history, list | None):
+        kind = type(history).__name__
+        raise UserError(f"{where} {place}: 'history' is {history!r} ({kind}); expected a list of strings.")
     return Turn(
         id_of(record["conversation_id"], "conversation_id", where, place),
         number,
         record["utterance"],
-        record["rewrite"],
+        "" if rewrite is None else text_of(rewrite, "rewrite", where, place).strip(),
         "" if response is None else text_of(response, "response", where, place).strip(),
         "" if query_id is None else id_of(query_id, "query_id", where, place),
+        None if history is None else tuple(text_of(said, "history", where, place) for said in history),
     )

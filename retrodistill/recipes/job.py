@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-from retrodistill.core.errors import UserError
+from retrodistill.core.errors import UserError, sample_of
 from retrodistill.core.paths import path_of
 from retrodistill.core.runtime import processes
 from retrodistill.data import Collection, Texts, load_collection
@@ -117,9 +117,10 @@ class Job:
     def training_data(self) -> TrainingData:
         """What the stages of students read. Neither test queries nor their rewrites are trained on."""
         barred = self.barred
-        if self.rewrites is not None:
-            rewritten = with_rewrites(self.barred, self.rewrites)
-            barred += Texts.from_pairs((f"{GENERATED}rewrite:{id_}", rewritten[id_]) for id_ in rewritten.ids)
+        versions = {} if self.rewrites is None else {"rewrite": self.rewrites, **self.teachers.versions}
+        for name, texts in versions.items():
+            rewritten = with_rewrites(self.barred, texts)
+            barred += Texts.from_pairs((f"{GENERATED}{name}:{id_}", rewritten[id_]) for id_ in rewritten.ids)
         labels = self.collection.passage_labels(judgments_of(self.train, self.training_qrels))
         return TrainingData(
             self.collection,
@@ -142,7 +143,7 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     check_trackers(recipe.tracking)
     lexical = BM25Ranker(recipe.bm25 or "")
     require_trusted(recipe.trust_remote_code, f"recipe {recipe.name}")
-    queries, rewrites = _queries(recipe)
+    queries, versions = _queries(recipe)
     collection, notes = replace(queries.collection, same_id=recipe.evaluation.same_id), queries.notes
     parallel = _parallel(recipe, queries.barred, notes) if recipe.parallel else None
     bm25 = lexical.of(collection)
@@ -152,7 +153,8 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
         notes.append(own)
     with quiet_libraries():
         space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
-        teachers = StageTeachers(recipe, space, bm25.name)
+        first, others = next(iter(versions), ""), dict(list(versions.items())[1:])
+        teachers = StageTeachers(recipe, space, bm25.name, others)
         teacher = _teacher(teachers, recipe.teacher)
         ensemble = _teacher(teachers, recipe.ensemble) if recipe.ensemble else None
         for stage in _stages(recipe):
@@ -171,7 +173,7 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
         queries.test,
         queries.barred,
         parallel,
-        rewrites,
+        versions.get(first),
         notes,
         space,
         bm25,
@@ -210,13 +212,15 @@ def texts_of_index(job: Job, settings: TextSettings) -> TrainingTexts:
     )
 
 
-def _queries(recipe: Recipe) -> tuple[Queries, Texts | None]:
-    """The queries of a job, and their rewrites where teachers get these."""
+def _queries(recipe: Recipe) -> tuple[Queries, dict[str, Texts]]:
+    """The queries of a job, and what teachers get in their place: versions by name, none where they get the same."""
     loaded = collection = load_collection(recipe.collection, passages=recipe.passages)
-    rewrites, notes = None, []
+    versions: dict[str, Texts] = {}
+    notes: list[str] = []
     if recipe.conversations:
         conversations = _conversations(recipe, recipe.conversations, loaded)
-        collection, rewrites, count = conversations.of(loaded), conversations.rewrites, len(conversations.raw)
+        collection, count = conversations.of(loaded), len(conversations.raw)
+        versions = _versions(recipe.conversations, conversations, loaded)
         if recipe.conversations.path == MADE:
             notes.append(
                 f"the conversations are artificial: {count} of the collection's {len(loaded.queries)} queries were "
@@ -226,24 +230,27 @@ def _queries(recipe: Recipe) -> tuple[Queries, Texts | None]:
             total = conversations.conversations
             notes.append(f"{count} queries of {total} conversations replace the collection's queries.")
     elif recipe.rewrites:
-        rewrites = load_rewrites(recipe.rewrites)
-        notes.append(check_rewrites(rewrites, collection.queries, recipe.rewrites))
+        versions["rewrites"] = load_rewrites(recipe.rewrites)
+        notes.append(check_rewrites(versions["rewrites"], collection.queries, recipe.rewrites))
     queries = split_queries(collection, recipe.split, recipe.seed)
     notes, train = [*queries.notes, *notes], queries.train
-    if rewrites is not None:
+    for name, texts in versions.items():
         # Test queries must not be trained on through their rewrites, no matter who gets these.
-        excluded = ExcludedQueries(with_rewrites(queries.barred, rewrites), recipe.split.leaks)
-        kept, leaks = without_leaks(with_rewrites(train, rewrites), excluded)
+        excluded = ExcludedQueries(with_rewrites(queries.barred, texts), recipe.split.leaks)
+        kept, leaks = without_leaks(with_rewrites(train, texts), excluded)
         if leaks:
             train = train.select(kept.ids)
-            notes.append(f"{len(leaks)} training queries are left out: their rewrite is near that of a test query.")
-        if not any(query in rewrites for query in train.ids):
+            left_out = f"their {name.removesuffix('s')} is near that of a test query"
+            notes.append(f"{len(leaks)} training queries are left out: {left_out}.")
+        if recipe.rewrites and not any(query in texts for query in train.ids):
             raise UserError("no training query has a rewrite; give rewrites of training queries, or remove rewrites.")
-    if recipe.conversations and recipe.conversations.teacher == "raw":
-        rewrites = None
+    if recipe.conversations and recipe.conversations.teacher == ["raw"]:
+        versions = {}
         notes.append("as a control, teachers got the conversations as the students do, not the rewrites.")
+    elif recipe.conversations and recipe.conversations.teacher != ["rewrites"]:
+        notes.append(f"the teacher got the {' and the '.join(versions)} of the conversations.")
     of_collection = [*queries.collection.warnings, *filter(None, [passages_note(queries.collection)])]
-    return replace(queries, train=train, notes=[*of_collection, *notes]), rewrites
+    return replace(queries, train=train, notes=[*of_collection, *notes]), versions
 
 
 def _conversations(recipe: Recipe, settings: ConversationSettings, collection: Collection) -> Conversations:
@@ -259,16 +266,39 @@ def _conversations(recipe: Recipe, settings: ConversationSettings, collection: C
     return Conversations.from_turns(turns, history=settings.history, responses=settings.responses)
 
 
+def _versions(settings: ConversationSettings, conversations: Conversations, collection: Collection) -> dict[str, Texts]:
+    """What the teacher gets, by name. For the control, the rewrites, which nobody gets but test queries keep barred."""
+    versions: dict[str, Texts] = {}
+    for name in settings.teacher:
+        if name == "expansions":
+            versions[name] = conversations.expansions(collection.documents.column, settings.expansion_words)
+        elif name == "utterances":
+            versions[name] = conversations.utterances
+        elif name == "rewrites":
+            lacking = [id_ for id_ in conversations.raw.ids if id_ not in conversations.rewrites]
+            if lacking:
+                raise UserError(
+                    f"{settings.path}: {len(lacking)} turns after the first of a conversation have no 'rewrite' "
+                    f"({sample_of(lacking)}); give them one, or set conversations.teacher to [expansions, utterances]."
+                )
+            versions[name] = conversations.rewrites
+        else:
+            versions[name] = conversations.raw
+    if settings.teacher == ["raw"]:
+        versions["rewrites"] = conversations.rewrites
+    return versions
+
+
 def _teacher(teachers: StageTeachers, named: list[TeacherSettings]) -> Ranker:
     """The document encoder, a model, or an ensemble of several."""
-    members = [teachers.model(teacher.model) for teacher in named]
-    if not members:
-        return load_ranker(teachers.space)
+    members = [teachers.model(teacher.model) for teacher in named] or [load_ranker(teachers.space)]
+    weights = [teacher.weight for teacher in named] or [1.0]
+    members, weights = teachers.of_versions(members, weights)
     if len(members) == 1:
         return members[0]
     recipe = teachers.recipe
     depth = recipe.evaluation.depth if all(member.is_cheap for member in members) else _RERANKED
-    return Ensemble(members, [teacher.weight for teacher in named], recipe.fusion, depth=depth)
+    return Ensemble(members, weights, recipe.fusion, depth=depth)
 
 
 def _stages(recipe: Recipe) -> list[StageSettings]:

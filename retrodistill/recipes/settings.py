@@ -12,6 +12,7 @@ from retrodistill.core.names import check_file_name
 from retrodistill.core.settings import OneOf, Settings, value_errors
 from retrodistill.core.spending import SpendingSettings
 from retrodistill.data.collection import SameId
+from retrodistill.data.conversations import EXPANSION_WORDS
 from retrodistill.data.leaks import LeakRule
 from retrodistill.data.parents import PassageSettings, passages_option
 from retrodistill.encoders.any_encoder import DENSE
@@ -76,6 +77,9 @@ class SplitSettings(Settings):
     similarity of at least .6 with those of a test query. `exact`: those that equal one, case and punctuation aside."""
 
 
+QueryVersion = Literal["rewrites", "expansions", "utterances", "raw"]
+
+
 class ConversationSettings(Settings):
     """Conversations: students get the raw queries, while the teacher gets their rewrites (DiSCo, SIGIR 2025)."""
 
@@ -86,8 +90,24 @@ class ConversationSettings(Settings):
     """Number of earlier turns that a query includes; all by default."""
     responses: bool = True
     """Whether the history includes the responses."""
-    teacher: Literal["rewrites", "raw"] = "rewrites"
-    """What the teacher gets: the `rewrites`, or, as a control, the `raw` conversations."""
+    teacher: list[QueryVersion] = Field(default=["rewrites"], min_length=1)
+    """What the teacher gets: the `rewrites`; `expansions`, the utterances with the most telling words of the user's
+    earlier ones, which need no rewrites; `utterances` alone; or, as a control, the `raw` conversations. The scores of
+    several are fused, and the first also finds the candidates."""
+    expansion_words: int = Field(default=EXPANSION_WORDS, ge=1)
+    """Most words that `expansions` add."""
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
+
+    @field_validator("teacher")
+    @classmethod
+    def _each_once(cls, given: list[QueryVersion]) -> list[QueryVersion]:
+        if len(set(given)) < len(given):
+            raise ValueError("names a version of the queries twice; name each once")
+        return given
 
 
 class EvaluationSettings(Settings):

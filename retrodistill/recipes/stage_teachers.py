@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retrodistill.core.digests import content_digest
 from retrodistill.core.errors import UserError
 from retrodistill.core.manifest import Manifest
+from retrodistill.data.texts import Texts
 from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.names import content_of
 from retrodistill.rankers.ensemble import Ensemble, soft_labels
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.rankers.protocol import Ranker
+from retrodistill.rankers.rewritten import RewrittenRanker
 from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.student_settings import StudentSettings, student_state, without_clusters
 from retrodistill.students.registry import kind_of
@@ -31,6 +33,7 @@ class StageTeachers:
     recipe: Recipe  # its students may teach each other
     space: Encoder
     bm25: str = "bm25"  # name of the recipe's lexical search
+    versions: Mapping[str, Texts] = field(default_factory=dict)  # of queries, which teachers read as well, by name
     loaded: dict[str, Ranker] = field(default_factory=dict, repr=False, compare=False)
 
     def model(self, name: str) -> Ranker:
@@ -60,13 +63,28 @@ class StageTeachers:
         """
         if not stage.has_own_teacher:
             return data
-        members = [self._member(member.model, student_after) for member in self._named(stage)]
-        weights = [member.weight for member in self._named(stage)]
+        named = self._named(stage)
+        members = [self._member(member.model, student_after) for member in named]
+        members, weights = self.of_versions(members, [member.weight for member in named])
         if stage.labels != "scores":
             teacher: Ranker = soft_labels(members, stage.labels, weights)
         else:
             teacher = members[0] if len(members) == 1 else Ensemble(members, weights, self.recipe.fusion)
         return replace(data, teacher=teacher, labeler=data.teacher if stage.teacher else data.labeler)
+
+    def of_versions(self, members: Sequence[Ranker], weights: Sequence[float]) -> tuple[list[Ranker], list[float]]:
+        """The members, each followed by itself on every other version of the queries, with equal weights.
+
+        DiSCo averages the scores of several rewrites in the same way (arXiv 2410.14609). A recorded run has scores by
+        query ID, whatever the version, and is not repeated.
+        """
+        all_members, all_weights = [], []
+        for member, weight in zip(members, weights, strict=True):
+            versions = {} if member.is_recorded else self.versions
+            several = [member, *(RewrittenRanker(member, texts, label) for label, texts in versions.items())]
+            all_members += several
+            all_weights += [weight / len(several)] * len(several)
+        return all_members, all_weights
 
     def fingerprint(self, stage: StageSettings, data: TrainingData) -> str:
         """Digest of a stage's teacher; of a student, what it is trained from, so it may not exist yet."""

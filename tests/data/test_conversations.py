@@ -64,6 +64,22 @@ class TestRawQueries:
         kept = tokenizer.decode(tokenizer(raw, truncation=True, max_length=16)["input_ids"])
         assert "violin piano" in kept
 
+    def test_a_first_turn_is_its_own_rewrite_and_later_ones_have_none_by_themselves(self):
+        made = Conversations.from_turns([Turn("c", 2, "and its tail?"), Turn("c", 1, "name a comet")])
+        assert dict(made.rewrites) == {"c_1": "name a comet"}
+        assert dict(made.utterances) == {"c_1": "name a comet", "c_2": "and its tail?"}
+
+    def test_a_turn_may_bring_its_own_history(self):
+        asked = Turn("c", 7, "and its tail?", history=("name a comet", "Halley", "how old is it"))
+        made = Conversations.from_turns([Turn("c", 1, "unrelated"), asked])
+        assert made.raw["c_7"] == "and its tail? | how old is it | Halley | name a comet"
+        assert made.earlier["c_7"] == ["how old is it", "name a comet"]
+        assert (
+            Conversations.from_turns([asked], history=1, responses=False).raw["c_7"] == "and its tail? | how old is it"
+        )
+        assert dict(Conversations.from_turns([Turn("c", 7, "name it", history=())]).rewrites) == {"c_7": "name it"}
+        assert "c_7" not in made.rewrites
+
     def test_refusals(self):
         with pytest.raises(UserError, match="conversation 'c1' has turn 2 twice"):
             Conversations.from_turns([*TURNS, TURNS[1]])
@@ -75,6 +91,32 @@ class TestRawQueries:
             Conversations.from_turns([Turn("a", 1, "u", "r", query_id="x"), Turn("b", 1, "u", "r", query_id="x")])
 
 
+class TestExpansions:
+    # "heart" is in two documents, "valve" and "comet" in one, and "the" in all of the 24.
+    DOCUMENTS = ("the heart valve", "the heart", "the comet", *["the rest"] * 21)
+
+    def expanded(self, *utterances, **settings):
+        turns = [Turn("c", number, utterance) for number, utterance in enumerate(utterances)]
+        return list(Conversations.from_turns(turns).expansions(self.DOCUMENTS, **settings).texts)
+
+    def test_the_rarest_words_of_earlier_utterances_come_first(self):
+        assert self.expanded("the heart valve", "can it leak")[1] == "can it leak valve heart"
+        assert self.expanded("the heart valve", "can it leak", words=1)[1] == "can it leak valve"
+
+    def test_a_word_fades_with_each_utterance_and_counts_in_each(self):
+        # log 25 = 3.22 for valve and comet, log 12.5 = 2.53 for heart.
+        assert self.expanded("valve", "heart", "so", "and?")[3] == "and? valve heart"
+        assert self.expanded("valve", "so", "heart", "and?")[3] == "and? heart valve"
+        assert self.expanded("heart", "heart", "comet", "and?", words=2)[3] == "and? heart comet"
+
+    def test_words_of_no_document_of_most_or_of_the_utterance_itself_are_left_out(self):
+        assert self.expanded("the zebra", "a heart", "heart")[1:] == ["a heart", "heart"]
+
+    def test_at_least_one_word(self):
+        with pytest.raises(UserError, match="words=0"):
+            self.expanded("heart", words=0)
+
+
 class TestOfACollection:
     def test_judgments_follow_the_ids(self):
         documents = {"d1": "a heart valve", "d2": "a comet"}
@@ -82,7 +124,7 @@ class TestOfACollection:
         collection = Collection.from_parts("x", documents, queries, {"test": {"q1": {"d1": 1}, "q2": {"d2": 1}}})
         turns = [Turn("c", 1, "valves", "valves"), Turn("c", 2, "do they leak", queries["q1"], query_id="q1")]
         made = Conversations.from_turns(turns)
-        raw, better = made.of(collection), made.of(collection, raw=False)
+        raw, better = made.of(collection), made.of(collection, made.rewrites)
         assert raw.split("test").ids == better.split("test").ids == ["q1"]
         assert raw.queries["q1"] == "do they leak | valves"
         assert better.queries["q1"] == queries["q1"]
@@ -103,22 +145,26 @@ class TestFile:
         return read_turns(path)
 
     def test_reads_what_was_written(self, tmp_path):
-        turns = [*TURNS, Turn("c3", 7, "ü", "größer", query_id="own")]
+        turns = [*TURNS, Turn("c3", 7, "ü", "größer", query_id="own"), Turn("c4", 2, "u", history=("a", "b"))]
         rows = [{key: value for key, value in vars(turn).items() if value} for turn in turns]
         (tmp_path / "turns.jsonl").write_text("\n".join(map(json.dumps, rows)))
         assert read_turns(tmp_path / "turns.jsonl") == turns
         assert load_conversations(tmp_path / "turns.jsonl", history=0).raw["own"] == "ü"
 
     def test_optional_keys_may_be_absent_or_null_and_ids_integers(self, tmp_path):
-        turns = self.read(tmp_path, line(), "", line(conversation_id=4, response=None, query_id=12))
-        assert turns == [Turn("c1", 1, "u", "r"), Turn("4", 1, "u", "r", query_id="12")]
+        lines = line(), "", line(conversation_id=4, response=None, query_id=12), line(turn=2, rewrite=" ")
+        assert self.read(tmp_path, *lines, line(turn=3, rewrite=...)) == [
+            Turn("c1", 1, "u", "r"),
+            Turn("4", 1, "u", "r", query_id="12"),
+            Turn("c1", 2, "u"),
+            Turn("c1", 3, "u"),
+        ]
 
     @pytest.mark.parametrize(
         ("second", "message"),
         [
-            (line(turn=2, rewrite=...), r"line 2: no 'rewrite'; every turn has"),
-            (line(turn=2, rewrite=None), r"line 2: no 'rewrite'"),
-            (line(turn=2, rewrite=" "), r"line 2: 'rewrite' is empty"),
+            (line(turn=2, utterance=...), r"line 2: no 'utterance'; every turn has"),
+            (line(turn=2, utterance=None), r"line 2: no 'utterance'"),
             (line(turn=2, utterance=""), r"line 2: 'utterance' is empty"),
             (line(turn=2, rewrite=5), r"line 2: 'rewrite' is 5 \(int\); expected a string"),
             (line(), r"line 2: turn 1 of conversation 'c1' is in line 1 already"),
@@ -128,6 +174,8 @@ class TestFile:
             (line(turn=True), r"line 2: 'turn' is True; expected an integer"),
             (line(turn=2, conversation_id=""), r"line 2: 'conversation_id' is ''"),
             (line(turn=2, response="\ud83d"), r"line 2: 'response' holds half a character"),
+            (line(turn=2, history="said"), r"line 2: 'history' is 'said' \(str\); expected a list of strings"),
+            (line(turn=2, history=["said", 5]), r"line 2: 'history' is 5 \(int\); expected a string"),
             ('{"turn": 2,', r"line 2: not JSON"),
             ("[1, 2]", r"line 2: a JSON list, not an object"),
             ("\ud83d", r"line 2: not UTF-8"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrodistill.core.errors import UserError
-from retrodistill.data import load_collection
+from retrodistill.data import Texts, load_collection
 from retrodistill.data.conversations import with_rewrites
 from retrodistill.encoders import load_encoder
 from retrodistill.recipes import parse_recipe, run_recipe
@@ -74,6 +74,47 @@ class TestConversations:
         path = written(turns)
         job = job_of(conversations={"path": path, "history": 0})
         assert set(job.train.texts) == {one["utterance"] for one in turns if one["query_id"] in job.train}
+
+    def test_without_rewrites_the_scores_of_two_versions_are_fused(self, job_of, written, turns):
+        lines = [{key: value for key, value in one.items() if key != "rewrite"} for one in turns]
+        job = job_of(conversations={"path": written(lines), "teacher": ["expansions", "utterances"]})
+        said = {one["query_id"]: one["utterance"] for one in turns}
+        second = next(one["query_id"] for one in turns if one["turn"] == 1 and one["query_id"] in job.test)
+        assert job.rewrites[second].startswith("what about all of that ")
+        assert len(job.rewrites[second]) > len(said[second]) + 1
+        plain, again = job.teacher.members[::2], job.teacher.members[1::2]
+        assert [f"{member.name} (utterances)" for member in plain] == [member.name for member in again]
+        assert job.teacher.weights == pytest.approx(np.repeat(np.array(job.teacher.weights[::2]), 2))
+
+        pairs = job.bm25.search(job.test, job.collection, 9)
+        utterances = with_rewrites(job.test, Texts.from_pairs(said.items()))
+        for plain_member, member in zip(plain, again, strict=True):
+            expected = plain_member.score(utterances, job.collection, pairs)
+            assert np.allclose(member.score(job.test, job.collection, pairs).scores, expected.scores)
+        assert any("got the expansions and the utterances" in note for note in job.notes)
+
+        stage = job.recipe.students["student"].stages[0]
+        texts = stage_texts(stage, job.training_data).texts
+        assert len(scored_candidates(stage, job.training_data, texts)[0])
+
+    def test_later_turns_without_a_rewrite_are_an_error_that_names_another_teacher(self, job_of, written, turns):
+        lines = [{**one, "rewrite": None} if one["turn"] == 1 else one for one in turns]
+        with pytest.raises(UserError, match=r"conversations.teacher to \[expansions, utterances\]"):
+            job_of(conversations=written(lines))
+        assert job_of(conversations={"path": written(lines), "teacher": "utterances"}).rewrites is not None
+
+    @pytest.mark.parametrize("given", [[], ["raw", "raw"], "rewrite", ["expansions", "none"]])
+    def test_versions_are_known_and_named_once(self, job_of, written, turns, given):
+        with pytest.raises(UserError, match=r"conversations\.teacher"):
+            job_of(conversations={"path": written(turns), "teacher": given})
+
+    def test_test_queries_are_barred_in_every_version(self, job_of, written, turns):
+        stolen = next(one["utterance"] for one in turns if one["conversation_id"].startswith("test"))
+        train = next(one for one in turns if one["conversation_id"].startswith("train"))
+        lines = [{**one, "utterance": stolen} if one is train else one for one in turns]
+        job = job_of(conversations={"path": written(lines), "teacher": ["rewrites", "utterances"]})
+        assert train["query_id"] not in job.train
+        assert stolen in job.training_data.excluded.queries.texts
 
     def test_in_the_control_teachers_get_the_queries_of_students(self, job_of, written, turns):
         job = job_of(conversations={"path": written(turns), "teacher": "raw"})
