@@ -242,8 +242,8 @@ def _check(settings: Any) -> None:
         raise ValueError("head: vdr encodes queries as it does documents; leave queries out")
     if settings.lexical_terms and settings.queries != "inference-free":
         raise ValueError("lexical_terms is for sparse students with queries: inference-free; set both")
-    if settings.queries != "inference-free" and any(stage.train == "head" for stage in settings.stages):
-        raise ValueError("train: head trains sparse students with queries: inference-free; or set train: both_encoders")
+    if settings.head == "vdr" and any(stage.train == "head" for stage in settings.stages):
+        raise ValueError("train: head trains the term weights of SPLADE; with head: vdr, set train: both_encoders")
 
 
 def _describe(student: SparseTextEncoder, data: Any) -> tuple[dict[str, Any], list[str]]:

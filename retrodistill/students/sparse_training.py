@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -152,10 +153,18 @@ class TermScorer(VectorScorer):
 
 
 def _train_head(run: StageRun, alarm: SparsityAlarm) -> History:
-    student, corpus = run.student, run.data.collection.documents.column
+    student, corpus, regularizers = run.student, run.data.collection.documents.column, run.stage.regularizers
+    if student.similarity != "dot":
+        raise UserError("train: head trains sparse students of the dot product; this one uses the cosine.")
     with main_first():
         states = stored_states(student, corpus, "document")
-    scorer = TermHeadScorer(student, states, run.stage.regularizers, run.data.seed, corpus)
+        encoded = student.modules("query") == student.modules("document")
+        queries = stored_states(student, run.prepared.texts.texts.texts, "query") if encoded else None
+    head = TermHead(student, states, corpus)
+    if queries is None:
+        scorer: TermHeadScorer = QueryWeightsScorer(student, head, states, regularizers, run.data.seed)
+    else:
+        scorer = QueryStatesScorer(head, states, queries, regularizers, run.data.seed)
 
     def terms(documents: np.ndarray) -> dict[str, float]:
         alive, vocabulary = scorer.alive(documents)
@@ -181,17 +190,23 @@ class TermHead:
         self._states = states
         self._own: csr_array | None = saturated_terms(student, own, texts) if own is not None else None
 
-    def weights(self, chosen: Sequence[Tensor], terms: Tensor, documents: np.ndarray) -> Tensor:
-        """(m, terms) weights of (terms,) places in the vocabulary, whose rows of parameters are ``chosen``."""
-        vectors, biases, *own = chosen
-        states, lengths = self._states.gather(documents, vectors.device)
-        weights = torch.relu(best_products(states, vectors, lengths) + biases)
+    def of_states(self, states: Tensor, lengths: Tensor, chosen: Sequence[Tensor]) -> Tensor:
+        """(texts, terms) weights of terms whose rows of parameters are ``chosen``, without lexical ones.
+
+        States are (sum of lengths, d), those of one text after the other, and lengths are (texts,).
+        """
+        weights = torch.relu(best_products(states, chosen[0], lengths) + chosen[1])
         for _ in range(self._logarithms):
             weights = torch.log1p(weights)
+        return weights
+
+    def weights(self, chosen: Sequence[Tensor], terms: Tensor, documents: np.ndarray) -> Tensor:
+        """(m, terms) weights of (terms,) places in the vocabulary, whose rows of parameters are ``chosen``."""
+        weights = self.of_states(*self._states.gather(documents, chosen[0].device), chosen)
         if self._own is None:
             return weights
         counts = torch.from_numpy(self._own[documents][:, terms.cpu().numpy()].toarray()).to(weights.device)
-        return weights + torch.relu(own[0]) * counts
+        return weights + torch.relu(chosen[2]) * counts
 
     def all_weights(self, documents: np.ndarray) -> Iterator[Tensor]:
         """(1, vocabulary) weights of each document, one by one: a block would hold all tokens' logits."""
@@ -200,30 +215,106 @@ class TermHead:
 
 
 class TermHeadScorer(HeadScorer):
-    """Scores of inference-free sparse students: a vector and a bias for each term, and the terms' weights in queries.
+    """Scores of sparse students whose head is trained: the inner products of term weights.
 
-    Regularizers see the batch's terms in documents drawn from the corpus: others have no gradient, and FLOPS is a sum.
+    Only terms that a query has are computed in documents; others neither score nor have a gradient. Regularizers see
+    the batch's terms in documents drawn from the corpus: FLOPS is a sum over terms.
     """
 
     def __init__(
         self,
+        head: TermHead,
+        documents: States,
+        regularizers: Sequence[RegularizerSettings],
+        seed: int,
+        of_queries: Sequence[nn.Parameter] = (),
+    ) -> None:
+        super().__init__(documents, [*of_queries, *head.parameters])
+        self.head, self._of_queries = head, len(of_queries)
+        self._regularizers, self._seed = list(regularizers), seed
+
+    @abstractmethod
+    def query_terms(self, parameters: Sequence[Tensor], queries: Any) -> list[tuple[Tensor, Tensor]]:
+        """(terms,) ascending places of each query's terms in the vocabulary, and their (terms,) weights."""
+
+    def scores(self, parameters: Sequence[Tensor], queries: Any, documents: np.ndarray) -> Tensor:
+        """(batch, n) scores."""
+        terms_and_weights = self.query_terms(parameters, queries)
+        used, head = self._used(parameters, terms_and_weights)
+        scores = []
+        for (terms, weights), row in zip(terms_and_weights, documents, strict=True):
+            places, kept = torch.searchsorted(used, terms), np.flatnonzero(row >= 0)
+            alive = self.head.weights([part[places] for part in head], terms, row[kept])
+            full = alive.new_zeros(len(row))
+            scores.append(full.index_put((torch.from_numpy(kept).to(full.device),), alive @ weights))
+        return torch.stack(scores)
+
+    def matrix(self, queries: Any, documents: np.ndarray) -> Tensor:
+        """(queries, documents) scores."""
+        terms_and_weights = self.query_terms(self.trained, queries)
+        used, head = self._used(self.trained, terms_and_weights)
+        return _rows_of(terms_and_weights, used) @ self.head.weights(head, used, documents).T
+
+    def alive(self, documents: np.ndarray) -> tuple[list[int], int]:
+        """The number of terms of each of some documents, and the size of the vocabulary."""
+        with torch.no_grad():
+            counts = [int((weights > 0).sum()) for weights in self.head.all_weights(documents)]
+        return counts, len(self.head.parameters[0])
+
+    def own_terms(self, encoded: Any, batch: ListBatch, progress: float | None) -> dict[str, Tensor]:
+        """Regularizers of the batch's terms in documents drawn for this step."""
+        if not self._regularizers:
+            return {}
+        terms_and_weights = self.query_terms(self.trained, encoded)
+        used, head = self._used(self.trained, terms_and_weights)
+        if processes() > 1:  # terms of any process, so that FLOPS does not depend on the number of processes
+            flags = torch.zeros(len(self.head.parameters[0]), dtype=torch.int32, device=used.device)
+            flags.index_fill_(0, used, 1)
+            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+            used = flags.nonzero()[:, 0]
+            head = [parameter[used] for parameter in self.head.parameters]
+        # Drawn by seed and step, so that a resumed training draws the same documents.
+        generator = np.random.default_rng([self._seed, round(1e6 * (progress or 0.0))])
+        size = min(_REGULARIZED, len(self.documents))
+        drawn = np.sort(generator.choice(len(self.documents), size, replace=False))
+        alive = self.head.weights(head, used, drawn)
+        return regularized(self._regularizers, whole_batch(_rows_of(terms_and_weights, used)), alive, progress)
+
+    def _used(
+        self, parameters: Sequence[Tensor], terms_and_weights: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The terms of any query, and their rows of the head: once, since each query would cost a whole table."""
+        used = torch.unique(torch.cat([terms for terms, _ in terms_and_weights]))
+        return used, [parameter[used] for parameter in parameters[self._of_queries :]]
+
+
+def _rows_of(terms_and_weights: Sequence[tuple[Tensor, Tensor]], used: Tensor) -> Tensor:
+    """(queries, used) weights of queries, 0 for terms that they do not have."""
+    rows = [
+        weights.new_zeros(len(used)).index_put((torch.searchsorted(used, terms),), weights)
+        for terms, weights in terms_and_weights
+    ]
+    return torch.stack(rows)
+
+
+class QueryWeightsScorer(TermHeadScorer):
+    """For inference-free queries: each token has a weight, which is trained together with the documents' head."""
+
+    def __init__(
+        self,
         student: SparseTextEncoder,
+        head: TermHead,
         documents: States,
         regularizers: Sequence[RegularizerSettings] = (),
         seed: int = 0,
-        texts: Sequence[str] = (),
     ) -> None:
-        self._head = TermHead(student, documents, texts)
         query = student.modules("query")
         if [type(module).__name__ for module in query] != ["SparseStaticEmbedding"]:
             raise UserError(
-                "train: head trains a sparse student with queries: inference-free; where a model encodes queries, set "
-                "train: both_encoders."
+                "train: head trains a sparse student with queries: inference-free, or one whose queries are encoded "
+                "as its documents are; set train: both_encoders."
             )
-        if student.similarity != "dot":
-            raise UserError("train: head trains sparse students of the dot product; this one uses the cosine.")
-        super().__init__(documents, [query[0].weight, *self._head.parameters])
-        self._regularizers, self._seed = list(regularizers), seed
+        super().__init__(head, documents, regularizers, seed, [query[0].weight])
 
     def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> list[Tensor]:
         """The distinct terms of each text."""
@@ -234,57 +325,49 @@ class TermHeadScorer(HeadScorer):
         """The distinct terms of held-out texts."""
         return self.encode(student.model, [features_of(student, texts, "query")], np.arange(len(texts)))
 
-    def scores(self, parameters: Sequence[Tensor], queries: list[Tensor], documents: np.ndarray) -> Tensor:
-        """(batch, n) scores."""
+    def query_terms(self, parameters: Sequence[Tensor], queries: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The terms of each query with their trained weights."""
         used = torch.unique(torch.cat(queries))
-        weights, *head = (parameter[used] for parameter in parameters)  # once: else each query costs a table
-        scores = []
-        for terms, row in zip(queries, documents, strict=True):
-            places, kept = torch.searchsorted(used, terms), np.flatnonzero(row >= 0)
-            alive = self._head.weights([part[places] for part in head], terms, row[kept])
-            full = alive.new_zeros(len(row))
-            scores.append(full.index_put((torch.from_numpy(kept).to(full.device),), alive @ weights[places]))
-        return torch.stack(scores)
+        weights = parameters[0][used]
+        return [(terms, weights[torch.searchsorted(used, terms)]) for terms in queries]
 
-    def matrix(self, queries: list[Tensor], documents: np.ndarray) -> Tensor:
-        """(queries, documents) scores."""
-        used = torch.unique(torch.cat(queries))
-        weights, *head = (parameter[used] for parameter in self.trained)
-        query_weights = torch.stack([torch.isin(used, terms) for terms in queries]) * weights
-        return query_weights @ self._head.weights(head, used, documents).T
 
-    def alive(self, documents: np.ndarray) -> tuple[list[int], int]:
-        """The number of terms of each of some documents, and the size of the vocabulary."""
-        with torch.no_grad():
-            counts = [int((weights > 0).sum()) for weights in self._head.all_weights(documents)]
-        return counts, len(self.trained[0])
+class QueryStatesScorer(TermHeadScorer):
+    """For queries that the same head encodes as it does documents, from stored hidden states."""
 
-    def own_terms(self, encoded: list[Tensor], batch: ListBatch, progress: float | None) -> dict[str, Tensor]:
-        """Regularizers of the batch's terms in documents drawn for this step."""
-        if not self._regularizers:
-            return {}
-        used = torch.unique(torch.cat(encoded))
-        if processes() > 1:  # terms of any process, so that FLOPS does not depend on the number of processes
-            flags = torch.zeros(len(self.trained[0]), dtype=torch.int32, device=used.device).index_fill(0, used, 1)
-            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-            used = flags.nonzero()[:, 0]
-        weights, *head = (parameter[used] for parameter in self.trained)
-        # Drawn by seed and step, so that a resumed training draws the same documents.
-        generator = np.random.default_rng([self._seed, round(1e6 * (progress or 0.0))])
-        size = min(_REGULARIZED, len(self.documents))
-        drawn = np.sort(generator.choice(len(self.documents), size, replace=False))
-        alive = self._head.weights(head, used, drawn)
-        query_weights = torch.stack([torch.isin(used, terms) for terms in encoded]) * weights
-        return regularized(self._regularizers, whole_batch(query_weights), alive, progress)
+    def __init__(
+        self,
+        head: TermHead,
+        documents: States,
+        queries: States,
+        regularizers: Sequence[RegularizerSettings] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(head, documents, regularizers, seed)
+        self._queries = queries
+
+    def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Hidden states of the batch's texts, concatenated, and how many each has."""
+        return self._queries.gather(texts, columns[0]["input_ids"].device)
+
+    def held_out(self, student: SparseTextEncoder, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Hidden states of held-out texts."""
+        return stored_states(student, texts, "query").gather(np.arange(len(texts)), student.model.device)
+
+    def query_terms(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """All terms of weight above 0, of the whole vocabulary."""
+        weights = self.head.of_states(*queries, parameters)
+        active = [(row > 0).nonzero()[:, 0] for row in weights]
+        return [(terms, row[terms]) for terms, row in zip(active, weights, strict=True)]
 
 
 def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRanker:
     """Exact search by stored hidden states; only the queries' terms are computed, a tenth of the vocabulary."""
     # A limited number of terms depends on all of them.
-    if not student.is_inference_free or student.model.max_active_dims:
+    if student.model.max_active_dims:
         raise UserError(
-            f"student {name}: exhaustive search by stored states is for queries: inference-free without a limit of "
-            "terms; set evaluation.exhaustive: false."
+            f"student {name}: exhaustive search by stored states is for students without a limit of terms; set "
+            "evaluation.exhaustive: false."
         )
     return StoredStatesRanker(student, name, _search)
 

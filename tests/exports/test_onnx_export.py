@@ -25,6 +25,8 @@ from retrodistill.exports import onnx as export_module
 from retrodistill.exports.onnx import export_onnx
 from retrodistill.rankers.loading import load_ranker
 
+pytestmark = pytest.mark.xdist_group("onnx")  # one process exports the models that they share
+
 TEXTS = ["whale", "all about the moon and the orbit", "a court judge and a lawyer with a verdict " * 20, "zzz"]
 
 

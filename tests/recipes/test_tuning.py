@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 
 from retrodistill.core.errors import UserError
 from retrodistill.data.leaks import ExcludedQueries, words_of
@@ -17,14 +18,20 @@ optuna = pytest.importorskip("optuna")
 RATE = "students.student.stages.0.training.learning_rate"
 
 
-@pytest.fixture
-def quick(content, write_recipe):
+@pytest.fixture(scope="module")
+def quick(tiny_folder, tiny_model, tmp_path_factory):
     """A recipe of one short stage, as a file."""
-    content["students"]["student"]["stages"] = [
-        {"objectives": "leaf", "training": {"max_steps": 2, "batch_size": 8, "learning_rate": 1e-3}}
-    ]
-    content["evaluation"] = {"latency_queries": 0, "examples": 0}
-    return write_recipe(content)
+    stage = {"objectives": "leaf", "training": {"max_steps": 2, "batch_size": 8, "learning_rate": 1e-3}}
+    content = {
+        "name": "small",
+        "collection": str(tiny_folder),
+        "document_encoder": f"dense:{tiny_model}",
+        "students": {"student": {"model": "static", "stages": [stage]}},
+        "evaluation": {"latency_queries": 0, "examples": 0},
+    }
+    path = tmp_path_factory.mktemp("quick") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 class TestHeldOut:
@@ -65,10 +72,18 @@ class TestHeldOut:
             open_job(parse_recipe({**content, "split": {"held_out": True, "train": "test"}}), tmp_path)
 
 
+@pytest.fixture(scope="module")
+def tuned(quick, tmp_path_factory):
+    """Three trials, which no test changes, and their folder."""
+    out = tmp_path_factory.mktemp("tuned")
+    return tune_recipe(quick, out, vary=[f"{RATE}=1e-6..0.1"], trials=3), out
+
+
+@pytest.mark.xdist_group("tuning")
 class TestTrials:
     @pytest.fixture
-    def tuning(self, quick, tmp_path):
-        return tune_recipe(quick, tmp_path / "out", vary=[f"{RATE}=1e-6..0.1"], trials=3)
+    def tuning(self, tuned):
+        return tuned[0]
 
     def test_the_first_has_the_recipes_own_values(self, tuning):
         assert [trial.number for trial in tuning.trials] == [0, 1, 2]
@@ -87,7 +102,9 @@ class TestTrials:
         assert tuning.best.quality == max(trial.quality for trial in tuning.trials)
         assert not best.split.held_out
 
-    def test_more_trials_go_on(self, tuning, quick, tmp_path):
+    def test_more_trials_go_on(self, tuned, quick, tmp_path):
+        tuning, out = tuned
+        shutil.copytree(out, tmp_path / "out")
         more = tune_recipe(quick, tmp_path / "out", vary=[f"{RATE}=1e-6..0.1"], trials=4)
         assert more.trials[:3] == list(tuning.trials)
         assert len(more.trials) == 4
@@ -113,9 +130,9 @@ class TestTrials:
         assert resumed.trials[0] == done.trials[0]
         assert resumed.trials[1].values[RATE] == begun[0]
 
-    def test_other_values_are_another_tuning(self, tuning, quick, tmp_path):
+    def test_other_values_are_another_tuning(self, tuned, quick):
         with pytest.raises(UserError, match="another recipe, or of other keys"):
-            tune_recipe(quick, tmp_path / "out", vary=[f"{RATE}=1e-6..0.2"], trials=4)
+            tune_recipe(quick, tuned[1], vary=[f"{RATE}=1e-6..0.2"], trials=4)
 
     def test_values_that_fail_are_noted_and_passed_over(self, quick, tmp_path, monkeypatch):
         def failing(recipe, out):
