@@ -71,6 +71,10 @@ class TestTheStudiesWeShip:
                 assert all(a <= b for a, b in zip(before, after, strict=True)), (job, before, after)
                 assert before != after
 
+    def test_the_list_of_studies_has_each(self) -> None:
+        listed = (HERE / "README.md").read_text()
+        assert [name for name in studies() if f"]({name}/README.md)" not in listed] == []
+
     @pytest.mark.parametrize("name", studies())
     def test_every_study_has_a_page_of_findings(self, name: str) -> None:
         page = (HERE / name / "README.md").read_text()

@@ -27,8 +27,8 @@ from retrodistill.data.texts import BATCH, GENERATED, SCHEMA, Texts, duplicates,
 
 # How an id begins. The id of the source document follows; then, of sentences and phrases, a colon and a number, and of
 # generated queries a NUL and the query's own id: no id of users has a NUL.
-_SENTENCE, _PHRASE, _TITLE, _DOCUMENT, _GENERATED = (
-    f"{GENERATED}{kind}:" for kind in ("sentence", "phrase", "title", "document", "generated")
+_SENTENCE, _PHRASE, _TITLE, _DOCUMENT, _GENERATED, _JOINED, _SHORTENED = (
+    f"{GENERATED}{kind}:" for kind in ("sentence", "phrase", "title", "document", "generated", "joined", "shortened")
 )
 _KEYS = ("_id", "text", "document_id")
 _ROWS = pa.schema([*SCHEMA, ("document", pa.string()), ("line", pa.int64())])
@@ -115,6 +115,44 @@ def sample_phrases(
     return phrases.without(np.setdiff1d(np.arange(len(keys)), np.unique(keys, return_index=True)[1]))
 
 
+def joined_sentences(collection: Collection, seed: int, rows: np.ndarray | None = None) -> Texts:
+    """For each document, one of its sentences followed by one of another document: texts on two topics.
+
+    Augmentation matters for distillation (Distiller, arXiv 2109.11105). The other document is drawn by the seed among
+    those that have sentences; ids are `GENERATED` and ``joined:<document id>``, of the document that comes first.
+    """
+    firsts, seconds = (sample_sentences(collection, 1, seed + number, rows) for number in (0, 1))
+    order = np.random.default_rng(seed).permutation(len(seconds))
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.roll(order, 1)  # one cycle, so that no document meets itself, unless it is the only one
+    if len(order) < 2:
+        return Texts.from_pairs([])
+    return Texts.from_pairs(
+        (f"{_JOINED}{source_document(id_)}", f"{text} {seconds.column[int(place)]}")
+        for (id_, text), place in zip(_pairs(firsts, None), places, strict=True)
+    )
+
+
+def without_words(texts: Texts, share: float, seed: int) -> Texts:
+    """A copy of each text without a share of its words, drawn by the seed and the text's id: word dropout.
+
+    At least one word is left out, and one is left; a text of a single word has no copy, nor has one in a script without
+    spaces. Ids are `GENERATED` and ``shortened:<id>``.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"share={share:g}: the share of words that are left out is between 0 and 1.")
+
+    def shortened() -> Iterator[tuple[str, str]]:
+        for id_, text in _pairs(texts, None):
+            words = text.split()
+            if len(words) > 1:
+                count = min(len(words) - 1, max(1, round(share * len(words))))
+                left_out = set(random.Random(f"shortened:{seed}:{id_}").sample(range(len(words)), count))
+                yield f"{_SHORTENED}{id_}", " ".join(word for row, word in enumerate(words) if row not in left_out)
+
+    return Texts.from_pairs(shortened())
+
+
 def load_generated(path: str | os.PathLike[str], collection: Collection) -> Texts:
     """Read queries that were generated for documents of a collection: JSONL with _id, text, and document_id.
 
@@ -179,7 +217,9 @@ def write_generated(path: str | os.PathLike[str], queries: Texts) -> None:
 
 def source_document(id_: str) -> str | None:
     """The document that a pseudo-query is of; None for any other query, whose id is not `GENERATED`."""
-    for whole in (_TITLE, _DOCUMENT):
+    if id_.startswith(_SHORTENED):
+        return source_document(id_.removeprefix(_SHORTENED))
+    for whole in (_TITLE, _DOCUMENT, _JOINED):
         if id_.startswith(whole):
             return id_.removeprefix(whole)
     for part in (_SENTENCE, _PHRASE):

@@ -267,6 +267,8 @@ class _Planner:
         count = len(queries) * settings.queries + settings.per_document * self.documents
         if settings.generated is not None:
             count += len(load_generated(settings.generated, self.job.collection))
+        if settings.word_dropout is not None:
+            count *= 2
         return count if settings.limit is None else min(count, settings.limit)
 
     def _learning(self, settings: TextSettings) -> Iterator[Step]:

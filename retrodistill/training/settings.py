@@ -236,10 +236,15 @@ class TextSettings(Settings):
     generated: str | None = Field(default=None, exclude_if=lambda given: given is None)
     """A file of queries that a model wrote for documents, as `retrodistill generate` writes it: JSONL with `_id`,
     `text`, and `document_id`."""
+    joined: bool = Field(default=False, exclude_if=lambda given: not given)
+    """For each document, one of its sentences followed by one of another document: augmentation."""
+    word_dropout: float | None = Field(default=None, gt=0, lt=1, exclude_if=lambda given: given is None)
+    """A copy of each query and pseudo-query without this share of its words: augmentation. The teacher reads the copy,
+    too."""
     limit: int | None = Field(default=100_000, ge=1)
-    """Most training texts, repeated queries aside; null for no limit. Queries come first, up to half of the limit if
-    pseudo-queries are wanted too; then generated queries, up to half of what is left; then the titles, sentences, and
-    phrases of documents. All are drawn evenly."""
+    """Most training texts, repeated queries aside and copies included; null for no limit. Queries come first, up to
+    half of the limit if pseudo-queries are wanted too; then generated queries, up to half of what is left; then the
+    titles, sentences, and phrases of documents. All are drawn evenly."""
 
     @model_validator(mode="after")
     def _words_of_documents(self) -> TextSettings:
@@ -250,14 +255,12 @@ class TextSettings(Settings):
     @property
     def of_documents(self) -> dict[str, Any]:
         """Which pseudo-queries are wanted, and the limit, as `training_texts` takes them."""
-        return self.model_dump(
-            include={"titles", "sentences", "phrases", "documents", "document_words", "generated", "limit"}
-        )
+        return self.model_dump(exclude={"queries", "repeat_queries"})
 
     @property
     def per_document(self) -> int:
         """Most texts of a document that are drawn from it."""
-        return self.titles + self.sentences + self.phrases + self.documents
+        return self.titles + self.sentences + self.phrases + self.documents + self.joined
 
     @property
     def has_sources(self) -> bool:

@@ -13,11 +13,13 @@ from retrodistill.data.leaks import ExcludedQueries, excluded_queries, leak_warn
 from retrodistill.data.pseudo_queries import (
     document_texts,
     is_phrase,
+    joined_sentences,
     load_generated,
     sample_phrases,
     sample_sentences,
     source_document,
     title_texts,
+    without_words,
 )
 from retrodistill.data.texts import Texts
 from retrodistill.rankers.analyzers import stopwords_of
@@ -68,6 +70,8 @@ def training_texts(  # noqa: PLR0913 - one option each
     documents: bool = False,
     document_words: int | None = None,
     generated: str | os.PathLike[str] | None = None,
+    joined: bool = False,
+    word_dropout: float | None = None,
     limit: int | None = None,
     seed: int = 0,
     excluded: ExcludedQueries | None = None,
@@ -83,9 +87,11 @@ def training_texts(  # noqa: PLR0913 - one option each
         documents: Take every document's whole text.
         document_words: Take only its first sentences, of up to this many words.
         generated: A file of queries that were generated for documents (see `load_generated`).
-        limit: Most texts: queries, up to half of it if there are pseudo-queries too; then generated queries, up to half
-            of what is left if documents have other texts too; then texts of documents. All are drawn evenly. None for
-            all.
+        joined: For each document, a sentence followed by one of another document (see `joined_sentences`).
+        word_dropout: Copy all other texts without this share of their words (see `without_words`).
+        limit: Most texts, copies included: queries, up to half of it if there are pseudo-queries too; then generated
+            queries, up to half of what is left if documents have other texts too; then texts of documents. All are
+            drawn evenly. None for all.
         seed: Of the draws.
         excluded: Test queries; a text of a document that is one, or nearly, is left out.
 
@@ -93,8 +99,9 @@ def training_texts(  # noqa: PLR0913 - one option each
         UserError: Nothing is left to train on, or the generated queries are not of these documents.
     """
     written = Texts.from_pairs([]) if generated is None else load_generated(generated, collection)
-    per_document = titles + sentences + phrases + documents
-    queries, pseudo, rows = _within(limit, len(collection.documents), queries, written, per_document, seed)
+    per_document = titles + sentences + phrases + documents + joined
+    originals_limit = limit if limit is None or word_dropout is None else max(1, limit // 2)
+    queries, pseudo, rows = _within(originals_limit, len(collection.documents), queries, written, per_document, seed)
     if titles:
         pseudo = pseudo + title_texts(collection, rows)
     if sentences:
@@ -103,6 +110,10 @@ def training_texts(  # noqa: PLR0913 - one option each
         pseudo = pseudo + sample_phrases(collection, phrases, seed, rows, stopwords_of(collection.documents))
     if documents:
         pseudo = pseudo + document_texts(collection, rows, document_words)
+    if joined:
+        pseudo = pseudo + joined_sentences(collection, seed, rows)
+    if word_dropout is not None:
+        pseudo = pseudo + without_words(queries + pseudo, word_dropout, seed)
     pseudo, leaks = without_leaks(pseudo, excluded)
     texts = queries + pseudo
     if not len(texts):
@@ -112,7 +123,7 @@ def training_texts(  # noqa: PLR0913 - one option each
         )
     sources = [source_document(text_id) for text_id in texts.ids[len(queries) :]]
     positions = collection.documents.positions([source or "" for source in sources])
-    originals = collection.documents.originals[positions]
+    originals = np.where(positions < 0, -1, collection.documents.originals[positions])  # copies of queries have none
     sources_of_all = np.concatenate([np.full(len(queries), -1, dtype=np.int64), originals])
     return TrainingTexts(texts, sources_of_all, len(leaks))
 

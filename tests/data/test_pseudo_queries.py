@@ -9,15 +9,17 @@ from retrodistill.data.phrases import phrase_places
 from retrodistill.data.pseudo_queries import (
     document_texts,
     is_phrase,
+    joined_sentences,
     load_generated,
     sample_phrases,
     sample_sentences,
     source_document,
     title_texts,
+    without_words,
     write_generated,
 )
 from retrodistill.data.sentences import sentences
-from retrodistill.data.texts import GENERATED
+from retrodistill.data.texts import GENERATED, Texts
 
 
 def collection(documents):
@@ -203,3 +205,46 @@ class TestGenerated:
     def test_a_file_that_is_not_there(self, tmp_path):
         with pytest.raises(UserError, match=r"cannot read .*nowhere.jsonl.*No such file"):
             load_generated(tmp_path / "nowhere.jsonl", collection(PETS))
+
+
+class TestAugmentation:
+    def test_each_sentence_meets_one_of_another_document(self, tiny):
+        joined, singles = joined_sentences(tiny, 3), sample_sentences(tiny, 1, 3)
+        others = {source_document(id_): text for id_, text in sample_sentences(tiny, 1, 4).items()}
+        assert [source_document(id_) for id_ in joined.ids] == [source_document(id_) for id_ in singles.ids]
+        seconds = []
+        for (id_, text), first in zip(joined.items(), singles.texts, strict=True):
+            assert text.startswith(f"{first} ")
+            second = text.removeprefix(f"{first} ")
+            assert second in {other for name, other in others.items() if name != source_document(id_)}
+            seconds.append(second)
+        assert sorted(seconds) == sorted(others.values())  # each is used once
+        assert joined_sentences(tiny, 3).texts == joined.texts
+        assert joined_sentences(tiny, 4).texts != joined.texts
+
+    def test_a_document_alone_has_nothing_to_meet(self):
+        alone = Collection.from_parts("x", {"d": "a sentence of words."}, {"q": "words"}, {})
+        assert not len(joined_sentences(alone, 0))
+
+    def test_a_share_of_the_words_is_left_out_in_order(self):
+        texts = Texts.from_pairs([("q1", "a b c d e f g h i j"), ("q2", "two words"), ("q3", "one"), ("q4", "")])
+        made = dict(without_words(texts, 0.3, 0))
+        assert list(made) == ["\0shortened:q1", "\0shortened:q2"]
+        kept = made["\0shortened:q1"].split()
+        assert len(kept) == 7
+        assert kept == sorted(kept)
+        assert made["\0shortened:q2"] in ("two", "words")
+        assert len(dict(without_words(texts, 0.99, 0))["\0shortened:q1"].split()) == 1
+        assert dict(without_words(texts, 0.3, 1)) != made
+
+    def test_the_source_is_that_of_the_text(self, tiny):
+        titles = title_texts(tiny)
+        assert [source_document(id_) for id_ in without_words(titles, 0.5, 0).ids] == list(
+            map(source_document, titles.ids)
+        )
+        assert source_document(without_words(Texts.from_pairs([("q", "a b")]), 0.5, 0).ids[0]) is None
+
+    @pytest.mark.parametrize("share", [0, 1, -0.1, float("nan")])
+    def test_other_shares_are_refused(self, share):
+        with pytest.raises(UserError, match="share="):
+            without_words(Texts.from_pairs([("q", "a b")]), share, 0)

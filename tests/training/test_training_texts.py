@@ -56,6 +56,38 @@ class TestGathering:
         assert len({tuple(texts) for texts in drawn.values()}) > 1
 
 
+class TestAugmentation:
+    def test_every_text_has_a_copy_and_copies_keep_their_sources(self, tiny):
+        plain = training_texts(tiny, tiny.split("train"), sentences=1)
+        texts = training_texts(tiny, tiny.split("train"), sentences=1, word_dropout=0.5)
+        assert texts.texts.ids[: len(plain)] == plain.texts.ids
+        copied = [row for row, text in enumerate(plain.texts.texts) if len(text.split()) > 1]
+        assert texts.sources[len(plain) :].tolist() == plain.sources[copied].tolist()
+
+    def test_a_limit_counts_copies(self, tiny):
+        assert len(training_texts(tiny, tiny.split("train"), sentences=2, word_dropout=0.5, limit=60)) <= 60
+
+    def test_joined_sentences_are_of_their_first_document(self, tiny):
+        texts = training_texts(tiny, tiny.split("train").select([]), titles=False, sentences=0, joined=True)
+        assert sorted(texts.sources.tolist()) == list(range(60))
+
+    def test_a_copy_near_a_test_query_is_left_out(self, small):
+        excluded = ExcludedQueries(Texts.from_pairs([("t", "Planets it.")]))
+        texts = training_texts(small, small.queries.select([]), titles=False, sentences=9, excluded=excluded)
+        for seed in range(9):
+            made = training_texts(
+                small,
+                small.queries.select([]),
+                titles=False,
+                sentences=9,
+                word_dropout=0.3,
+                seed=seed,
+                excluded=excluded,
+            )
+            assert "Planets it." not in made.texts.texts
+        assert len(texts)
+
+
 class TestLimit:
     def test_queries_come_first_then_the_texts_of_some_documents(self, tiny):
         texts = training_texts(tiny, tiny.split("train"), titles=True, sentences=2, limit=100)
