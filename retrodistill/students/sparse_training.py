@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -346,19 +347,38 @@ class QueryStatesScorer(TermHeadScorer):
         super().__init__(head, documents, regularizers, seed)
         self._queries = queries
 
-    def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Hidden states of the batch's texts, concatenated, and how many each has."""
-        return self._queries.gather(texts, columns[0]["input_ids"].device)
+    def encode(self, model: Any, columns: Sequence[dict[str, Tensor]], texts: np.ndarray) -> _EncodedQueries:
+        """Hidden states of the batch's texts."""
+        return _EncodedQueries(*self._queries.gather(texts, columns[0]["input_ids"].device), is_batch=True)
 
-    def held_out(self, student: SparseTextEncoder, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def held_out(self, student: SparseTextEncoder, texts: list[str]) -> _EncodedQueries:
         """Hidden states of held-out texts."""
-        return stored_states(student, texts, "query").gather(np.arange(len(texts)), student.model.device)
+        states = stored_states(student, texts, "query").gather(np.arange(len(texts)), student.model.device)
+        return _EncodedQueries(*states, is_batch=False)
 
-    def query_terms(self, parameters: Sequence[Tensor], queries: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def query_terms(self, parameters: Sequence[Tensor], queries: _EncodedQueries) -> list[tuple[Tensor, Tensor]]:
         """All terms of weight above 0, of the whole vocabulary."""
-        weights = self.head.of_states(*queries, parameters)
+        if queries.terms is not None and parameters is self.trained:
+            return queries.terms
+        weights = self.head.of_states(queries.states, queries.lengths, parameters)
         active = [(row > 0).nonzero()[:, 0] for row in weights]
-        return [(terms, row[terms]) for terms, row in zip(active, weights, strict=True)]
+        terms = [(places, row[places]) for places, row in zip(active, weights, strict=True)]
+        if queries.is_batch and parameters is self.trained:
+            queries.terms = terms
+        return terms
+
+
+@dataclass(eq=False)
+class _EncodedQueries:
+    """Hidden states of texts, (sum of lengths, d), one text after the other, and (texts,) lengths.
+
+    The terms of a training batch are kept: scores and regularizers both read them, and they are most of a step's work.
+    """
+
+    states: Tensor
+    lengths: Tensor
+    is_batch: bool
+    terms: list[tuple[Tensor, Tensor]] | None = None
 
 
 def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRanker:
