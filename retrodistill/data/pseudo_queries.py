@@ -115,22 +115,25 @@ def sample_phrases(
     return phrases.without(np.setdiff1d(np.arange(len(keys)), np.unique(keys, return_index=True)[1]))
 
 
-def joined_sentences(collection: Collection, seed: int, rows: np.ndarray | None = None) -> Texts:
-    """For each document, one of its sentences followed by one of another document: texts on two topics.
+def joined_sentences(firsts: Texts, seconds: Texts, seed: int) -> Texts:
+    """Each sentence of the first texts followed by one of the second, of another document: texts on two topics.
 
-    Augmentation matters for distillation (Distiller, arXiv 2109.11105). The other document is drawn by the seed among
-    those that have sentences; ids are `GENERATED` and ``joined:<document id>``, of the document that comes first.
+    Augmentation matters for distillation (Distiller, arXiv 2109.11105). Both are pseudo-queries; the second are drawn
+    by the seed, each as often as the others. Ids are `GENERATED` and ``joined:<document id>``, of the document that
+    comes first. A sentence without another document's to follow it is left out.
     """
-    firsts, seconds = (sample_sentences(collection, 1, seed + number, rows) for number in (0, 1))
-    order = np.random.default_rng(seed).permutation(len(seconds))
-    places = np.empty(len(order), dtype=np.int64)
-    places[order] = np.roll(order, 1)  # one cycle, so that no document meets itself, unless it is the only one
-    if len(order) < 2:
-        return Texts.from_pairs([])
-    return Texts.from_pairs(
-        (f"{_JOINED}{source_document(id_)}", f"{text} {seconds.column[int(place)]}")
-        for (id_, text), place in zip(_pairs(firsts, None), places, strict=True)
-    )
+
+    def joined() -> Iterator[tuple[str, str]]:
+        order = np.random.default_rng(seed).permutation(len(seconds))
+        ids = seconds.ids
+        for number, (id_, text) in enumerate(_pairs(firsts, None)):
+            document = source_document(id_)
+            for place in (order[(number + shift) % len(order)] for shift in range(min(2, len(order)))):
+                if source_document(ids[place]) != document:
+                    yield f"{_JOINED}{document}", f"{text} {seconds.column[int(place)]}"
+                    break
+
+    return Texts.from_pairs(joined())
 
 
 def without_words(texts: Texts, share: float, seed: int) -> Texts:
@@ -231,8 +234,9 @@ def source_document(id_: str) -> str | None:
 
 
 def is_phrase(texts: Texts) -> np.ndarray:
-    """(n,) bool, which of the texts are phrases of documents: other documents may hold them as well."""
-    return pc.starts_with(texts.table["id"], _PHRASE).to_numpy()
+    """(n,) bool, which of the texts are phrases of documents, or copies of these: other documents may hold them."""
+    own, copied = (pc.starts_with(texts.table["id"], start).to_numpy() for start in (_PHRASE, _SHORTENED + _PHRASE))
+    return np.asarray(own | copied)
 
 
 def _pairs(texts: Texts, rows: np.ndarray | None) -> Iterator[tuple[str, str]]:

@@ -264,11 +264,10 @@ class _Planner:
 
     def _most_texts(self, settings: TextSettings, queries: Texts) -> int:
         """A bound of the number of training texts."""
-        count = len(queries) * settings.queries + settings.per_document * self.documents
+        per_document = settings.per_document * (1 if settings.word_dropout is None else 2)
+        count = len(queries) * settings.queries + per_document * self.documents
         if settings.generated is not None:
             count += len(load_generated(settings.generated, self.job.collection))
-        if settings.word_dropout is not None:
-            count *= 2
         return count if settings.limit is None else min(count, settings.limit)
 
     def _learning(self, settings: TextSettings) -> Iterator[Step]:

@@ -255,13 +255,6 @@ class Recipe(Settings):
             raise ValueError("give either students, or index.learn to compress the documents' vectors")
         if self.conversations and self.rewrites:
             raise ValueError("conversations come with their own rewrites; remove rewrites")
-        stages = [stage for student in self.students.values() for stage in student.stages]
-        has_versions = self.conversations or self.rewrites or self.parallel
-        if has_versions and any(stage.texts.word_dropout is not None for stage in stages):
-            raise ValueError(
-                "texts.word_dropout makes queries that have no rewrite or translation for the teacher; leave it out "
-                "with conversations, rewrites, and parallel"
-            )
         self._check_measurement()
         self._check_teachers()
         return self

@@ -140,6 +140,7 @@ def student_manifest(settings: StudentSettings, data: TrainingData, teachers: St
     for number, stage in enumerate(settings.stages, start=1):
         if teachers is not None:
             inputs |= {f"{what} of stage {number}": made for what, made in teachers.inputs(stage, data).items()}
+            inputs |= {f"queries as {name}": texts.fingerprint for name, texts in teachers.versions.items()}
         if stage.needs_labels:
             inputs["labels"] = data.qrels().fingerprint
         if stage.reads_labels and stage.is_contrastive:  # before, they were; such students are trained again

@@ -288,12 +288,8 @@ class StudentSettings(Settings):
             raise ValueError(f"{changes} one vector per text, which a {kind.name} student does not have")
         if (stage.exit_kl is not None or stage.exit_weights) and not self.exits:
             raise ValueError("exit_kl and exit_weights need a student with exits; set e.g. exits: [2, 4]")
-        has_sources = stage.positives != "source_document" or stage.texts.has_sources
-        if self.control == "contrastive" and stage.needs_lists and not has_sources:
-            raise ValueError(
-                "control: contrastive learns from pseudo-queries and their source documents; set texts.titles, "
-                "texts.sentences, texts.phrases or texts.generated, or control: contrastive-labels, or untrained"
-            )
+        if self.control == "contrastive" and stage.needs_lists:
+            _check_contrastive_control(stage)
         if self.control == "fitted" and "initialize" not in kind.options:
             raise ValueError(f"control: fitted is for static and dense students; this one is {kind.name}")
         if stage.own_tokens and self.head != "vdr":
@@ -364,6 +360,18 @@ def control_of(student: StudentSettings) -> StudentSettings | None:
 def _taught_by(stage: StageSettings, teacher: list[TeacherSettings]) -> StageSettings:
     """The stage with another teacher, if it has lists, and the student's own weights: others were taught by theirs."""
     return stage.model_copy(update={"start": None, **({"teacher": teacher} if stage.needs_lists else {})})
+
+
+def _check_contrastive_control(stage: StageSettings) -> None:
+    if stage.positives == "source_document" and not stage.texts.has_sources:
+        raise ValueError(
+            "control: contrastive learns from pseudo-queries and their source documents; set texts.titles, "
+            "texts.sentences, texts.phrases or texts.generated, or control: contrastive-labels, or untrained"
+        )
+    if stage.texts.joined:
+        raise ValueError(
+            "texts.joined is of two documents, and control: contrastive takes one; set control: untrained or null"
+        )
 
 
 def _contrastive(stage: StageSettings, *, labels: bool) -> StageSettings:

@@ -25,7 +25,7 @@ from retrodistill.rankers.bi_encoder import SparseRanker
 from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.pruning import pruned
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
-from retrodistill.students.sparse_training import SparsityAlarm, exhaustive, store_documents, train_sparse
+from retrodistill.students.sparse_training import SparsityAlarm, check_head, exhaustive, store_documents, train_sparse
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
 from retrodistill.students.stored_states import head_of, stored_states
 from retrodistill.students.vdr import with_query_weights, with_vdr_head
@@ -206,6 +206,8 @@ def _start(settings: Any, data: Any) -> SparseEncoder:
     options = {name: getattr(settings, name) for name in ("queries", "lexical_terms", "layers", "max_length")}
     options["head"] = settings.head or "splade"
     model = sparse_student(settings.model.partition(":")[2], data.collection.documents, **options)
+    if any(stage.train == "head" for stage in settings.stages):
+        check_head(SparseTextEncoder(model, settings.model))
     return pruned(model, settings, data)
 
 

@@ -41,6 +41,7 @@ from retrodistill.training.trainer import History, Monitor
 
 _DENSE = 0.1  # share of the vocabulary above which an inverted index does not pay off
 _EMPTY = 0.1  # share of texts without a term
+_TERMS = 4096  # whose weights are computed at once in a search
 _REGULARIZED = 32  # documents drawn for each step, whose weights of the batch's terms the regularizers see
 
 
@@ -155,8 +156,6 @@ class TermScorer(VectorScorer):
 
 def _train_head(run: StageRun, alarm: SparsityAlarm) -> History:
     student, corpus, regularizers = run.student, run.data.collection.documents.column, run.stage.regularizers
-    if student.similarity != "dot":
-        raise UserError("train: head trains sparse students of the dot product; this one uses the cosine.")
     with main_first():
         states = stored_states(student, corpus, "document")
         encoded = student.modules("query") == student.modules("document")
@@ -182,12 +181,9 @@ class TermHead:
     """
 
     def __init__(self, student: SparseTextEncoder, states: States, texts: Sequence[str]) -> None:
-        head, own = head_of(student).linear, lexical_terms_of(student)
-        pooling = [module for module in student.modules("document") if type(module).__name__ == "SpladePooling"]
-        if not pooling or pooling[0].pooling_strategy != "max":
-            raise UserError(f"model {student.name} does not take the maximum over tokens; set train: both_encoders.")
+        head, pooling, own = head_of(student).linear, _pooling_of(student), lexical_terms_of(student)
         self.parameters: list[nn.Parameter] = [head.weight, head.bias, *([own.weight] if own is not None else [])]
-        self._logarithms = 2 if pooling[0].activation_function == "log1p_relu" else 1
+        self._logarithms = 2 if pooling.activation_function == "log1p_relu" else 1
         self._states = states
         self._own: csr_array | None = saturated_terms(student, own, texts) if own is not None else None
 
@@ -213,6 +209,21 @@ class TermHead:
         """(1, vocabulary) weights of each document, one by one: a block would hold all tokens' logits."""
         vocabulary = torch.arange(len(self.parameters[0]), device=self.parameters[0].device)
         return (self.weights(self.parameters, vocabulary, row) for row in documents[:, None])
+
+
+def check_head(student: SparseTextEncoder) -> None:
+    """Refuse students that `train: head` does not train; the error names what they lack."""
+    head_of(student)
+    _pooling_of(student)
+    if student.similarity != "dot":
+        raise UserError("train: head trains sparse students of the dot product; this one uses the cosine.")
+
+
+def _pooling_of(student: SparseTextEncoder) -> Any:
+    pooling: list[Any] = [module for module in student.modules("document") if type(module).__name__ == "SpladePooling"]
+    if not pooling or pooling[0].pooling_strategy != "max":
+        raise UserError(f"model {student.name} does not take the maximum over tokens; set train: both_encoders.")
+    return pooling[0]
 
 
 class TermHeadScorer(HeadScorer):
@@ -382,7 +393,7 @@ class _EncodedQueries:
 
 
 def exhaustive(student: SparseTextEncoder, name: str) -> StoredStatesRanker:
-    """Exact search by stored hidden states; only the queries' terms are computed, a tenth of the vocabulary."""
+    """Exact search by stored hidden states; only the terms that some query has are computed."""
     # A limited number of terms depends on all of them.
     if student.model.max_active_dims:
         raise UserError(
@@ -400,11 +411,15 @@ def _search(
     used = np.unique(encoded.indices)
     head = TermHead(student, states, corpus.column)
     terms = torch.from_numpy(used).long().to(head.parameters[0].device)
-    chosen = [parameter[terms] for parameter in head.parameters]
+    # In parts: a block has some 50,000 tokens, and queries that a model encodes may have most of the vocabulary.
+    parts = [(part, [parameter[part] for parameter in head.parameters]) for part in terms.split(_TERMS)]
     query_weights = encoded[:, used]
-    blocks = (
-        (int(block[0]), query_weights @ head.weights(chosen, terms, block).cpu().numpy().T) for block in states.blocks()
-    )
+
+    def scores(block: np.ndarray) -> np.ndarray:
+        weights = torch.cat([head.weights(chosen, part, block).cpu() for part, chosen in parts], dim=1)
+        return np.asarray(query_weights @ weights.numpy().T)
+
+    blocks = ((int(block[0]), scores(block)) for block in states.blocks())
     rows, best = best_of_blocks(blocks, len(queries), k, corpus.id_order)
     return np.where(best > 0, rows, -1), best
 

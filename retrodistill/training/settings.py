@@ -237,9 +237,10 @@ class TextSettings(Settings):
     """A file of queries that a model wrote for documents, as `retrodistill generate` writes it: JSONL with `_id`,
     `text`, and `document_id`."""
     joined: bool = Field(default=False, exclude_if=lambda given: not given)
-    """For each document, one of its sentences followed by one of another document: augmentation."""
+    """For each document, one of its sentences followed by one of another document: augmentation. For objectives without
+    positives, since two documents are as relevant."""
     word_dropout: float | None = Field(default=None, gt=0, lt=1, exclude_if=lambda given: given is None)
-    """A copy of each query and pseudo-query without this share of its words: augmentation. The teacher reads the copy,
+    """A copy of each text of a document without this share of its words: augmentation. The teacher reads the copy,
     too."""
     limit: int | None = Field(default=100_000, ge=1)
     """Most training texts, repeated queries aside and copies included; null for no limit. Queries come first, up to
@@ -514,6 +515,8 @@ class StageSettings(Settings):
 
     @model_validator(mode="after")
     def _objectives_fit(self) -> StageSettings:
+        if self.texts.joined and self.needs_own_document:
+            raise ValueError("texts.joined is of two documents, and a contrastive objective takes one; leave it out")
         of_heads = next((term.name for term in self.objectives if term.objective.needs("student_heads")), None)
         if of_heads is not None and self.lora is not None:
             raise ValueError(f"{of_heads} reads attention heads, which lora wraps; remove one of them")

@@ -88,7 +88,7 @@ def training_texts(  # noqa: PLR0913 - one option each
         document_words: Take only its first sentences, of up to this many words.
         generated: A file of queries that were generated for documents (see `load_generated`).
         joined: For each document, a sentence followed by one of another document (see `joined_sentences`).
-        word_dropout: Copy all other texts without this share of their words (see `without_words`).
+        word_dropout: Copy all texts of documents without this share of their words (see `without_words`).
         limit: Most texts, copies included: queries, up to half of it if there are pseudo-queries too; then generated
             queries, up to half of what is left if documents have other texts too; then texts of documents. All are
             drawn evenly. None for all.
@@ -100,21 +100,29 @@ def training_texts(  # noqa: PLR0913 - one option each
     """
     written = Texts.from_pairs([]) if generated is None else load_generated(generated, collection)
     per_document = titles + sentences + phrases + documents + joined
-    originals_limit = limit if limit is None or word_dropout is None else max(1, limit // 2)
-    queries, pseudo, rows = _within(originals_limit, len(collection.documents), queries, written, per_document, seed)
+    copies = 1 if word_dropout is None else 2
+    queries, written, rows = _within(limit, len(collection.documents), queries, written, per_document * copies, seed)
+    of_documents = Texts.from_pairs([])
     if titles:
-        pseudo = pseudo + title_texts(collection, rows)
+        of_documents = of_documents + title_texts(collection, rows)
     if sentences:
-        pseudo = pseudo + sample_sentences(collection, sentences, seed, rows)
+        of_documents = of_documents + sample_sentences(collection, sentences, seed, rows)
     if phrases:
-        pseudo = pseudo + sample_phrases(collection, phrases, seed, rows, stopwords_of(collection.documents))
+        of_documents = of_documents + sample_phrases(
+            collection, phrases, seed, rows, stopwords_of(collection.documents)
+        )
     if documents:
-        pseudo = pseudo + document_texts(collection, rows, document_words)
+        of_documents = of_documents + document_texts(collection, rows, document_words)
+    # A part of a text that is near a test query may be near it, too, without being found: such texts go first.
+    of_documents, leaks = without_leaks(of_documents, excluded)
     if joined:
-        pseudo = pseudo + joined_sentences(collection, seed, rows)
+        drawn = (sample_sentences(collection, 1, seed + number, rows) for number in (0, 1))
+        firsts, seconds = (without_leaks(some, excluded)[0] for some in drawn)
+        of_documents = of_documents + joined_sentences(firsts, seconds, seed)
     if word_dropout is not None:
-        pseudo = pseudo + without_words(queries + pseudo, word_dropout, seed)
-    pseudo, leaks = without_leaks(pseudo, excluded)
+        of_documents = of_documents + without_words(of_documents, word_dropout, seed)
+    pseudo, more = without_leaks(written + of_documents, excluded)
+    leaks += more
     texts = queries + pseudo
     if not len(texts):
         raise UserError(
@@ -123,7 +131,7 @@ def training_texts(  # noqa: PLR0913 - one option each
         )
     sources = [source_document(text_id) for text_id in texts.ids[len(queries) :]]
     positions = collection.documents.positions([source or "" for source in sources])
-    originals = np.where(positions < 0, -1, collection.documents.originals[positions])  # copies of queries have none
+    originals = collection.documents.originals[positions]
     sources_of_all = np.concatenate([np.full(len(queries), -1, dtype=np.int64), originals])
     return TrainingTexts(texts, sources_of_all, len(leaks))
 

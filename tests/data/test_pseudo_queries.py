@@ -209,22 +209,22 @@ class TestGenerated:
 
 class TestAugmentation:
     def test_each_sentence_meets_one_of_another_document(self, tiny):
-        joined, singles = joined_sentences(tiny, 3), sample_sentences(tiny, 1, 3)
-        others = {source_document(id_): text for id_, text in sample_sentences(tiny, 1, 4).items()}
-        assert [source_document(id_) for id_ in joined.ids] == [source_document(id_) for id_ in singles.ids]
-        seconds = []
-        for (id_, text), first in zip(joined.items(), singles.texts, strict=True):
-            assert text.startswith(f"{first} ")
+        firsts, seconds = sample_sentences(tiny, 1, 3), sample_sentences(tiny, 1, 4)
+        joined, used = joined_sentences(firsts, seconds, 3), []
+        assert [source_document(id_) for id_ in joined.ids] == [source_document(id_) for id_ in firsts.ids]
+        for (id_, text), first in zip(joined.items(), firsts.texts, strict=True):
             second = text.removeprefix(f"{first} ")
-            assert second in {other for name, other in others.items() if name != source_document(id_)}
-            seconds.append(second)
-        assert sorted(seconds) == sorted(others.values())  # each is used once
-        assert joined_sentences(tiny, 3).texts == joined.texts
-        assert joined_sentences(tiny, 4).texts != joined.texts
+            others = {other for name, other in seconds.items() if source_document(name) != source_document(id_)}
+            assert second in others
+            used.append(second)
+        assert len(set(used)) > 50  # of 60
+        assert joined_sentences(firsts, seconds, 3).texts == joined.texts
+        assert joined_sentences(firsts, seconds, 4).texts != joined.texts
 
     def test_a_document_alone_has_nothing_to_meet(self):
-        alone = Collection.from_parts("x", {"d": "a sentence of words."}, {"q": "words"}, {})
-        assert not len(joined_sentences(alone, 0))
+        alone = sample_sentences(collection({"d": ("", "A sentence of words.")}), 1, 0)
+        assert not len(joined_sentences(alone, alone, 0))
+        assert not len(joined_sentences(alone, alone.select([]), 0))
 
     def test_a_share_of_the_words_is_left_out_in_order(self):
         texts = Texts.from_pairs([("q1", "a b c d e f g h i j"), ("q2", "two words"), ("q3", "one"), ("q4", "")])
@@ -236,6 +236,11 @@ class TestAugmentation:
         assert made["\0shortened:q2"] in ("two", "words")
         assert len(dict(without_words(texts, 0.99, 0))["\0shortened:q1"].split()) == 1
         assert dict(without_words(texts, 0.3, 1)) != made
+
+    def test_a_copy_of_a_phrase_is_one(self, tiny):
+        phrases = sample_phrases(tiny, 3, 0)
+        assert is_phrase(without_words(phrases, 0.5, 0)).all()
+        assert not is_phrase(without_words(title_texts(tiny), 0.5, 0)).any()
 
     def test_the_source_is_that_of_the_text(self, tiny):
         titles = title_texts(tiny)

@@ -29,6 +29,7 @@ def students(tiny_model, tiny_cross_encoder):
         "dense": ({"model": f"dense:{tiny_model}", "layers": 1}, {}),
         "dense-documents": ({"model": f"dense:{tiny_model}", "documents": "student"}, BOTH),
         "sparse": ({"model": f"sparse:{tiny_model}"}, BOTH),
+        "sparse-head": ({"model": f"sparse:{tiny_model}", "queries": "model"}, {"train": "head"}),
         "inference-free": ({"model": f"sparse:{tiny_model}", "queries": "inference-free"}, {"train": "head"}),
         "multi-vector": ({"model": f"multi-vector:{tiny_model}", "dimension": 16}, BOTH),
         "multi-vector-head": ({"model": f"multi-vector:{tiny_model}", "dimension": 16}, {"train": "head"}),

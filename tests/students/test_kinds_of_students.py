@@ -23,7 +23,7 @@ from retrodistill.training.training_data import StudentSnapshot, TrainingData
 IN_BATCH = ["contrastive", "in-batch", "in-batch-margin-mse", "affinity"]
 FAMILIES = ["kl", "margin-mse", "ranknet", "listmle", "sinkhorn", "taid", "lwf"]
 KINDS = ["dense", "sparse", "inference-free", "multi-vector", "cross-encoder"]
-WITH_HEAD = ["inference-free", "multi-vector"]
+WITH_HEAD = ["sparse", "inference-free", "multi-vector"]
 SHORT = {"epochs": 1, "max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup": 0}
 
 

@@ -46,10 +46,25 @@ class TestKinds:
         with pytest.raises(pydantic.ValidationError, match=rf"{option} is for .* students; this one is"):
             student(model, **{option: value})
 
-    def test_a_head_needs_inference_free_queries(self):
+    def test_a_head_is_that_of_splade(self):
         assert student("sparse:x", "head", queries="inference-free").queries == "inference-free"
-        with pytest.raises(pydantic.ValidationError, match=r"train: head trains sparse students with queries: inf"):
-            student("sparse:x", "head")
+        assert student("sparse:x", "head", queries="model").queries == "model"
+        with pytest.raises(pydantic.ValidationError, match=r"head: vdr, set train: both_encoders"):
+            student("sparse:x", "head", queries="model", head="vdr")
+
+    @pytest.mark.parametrize(
+        ("control", "objective", "what"),
+        [("contrastive", "kl", "control: contrastive"), (None, "contrastive", "two doc")],
+    )
+    def test_joined_texts_have_no_positive(self, control, objective, what):
+        with pytest.raises(pydantic.ValidationError, match=what):
+            StudentSettings.model_validate(
+                {
+                    "model": "static",
+                    "control": control,
+                    "stages": [{"objectives": objective, "texts": {"joined": True}}],
+                }
+            )
 
     @pytest.mark.parametrize(
         ("model", "head", "wanted"),

@@ -57,11 +57,11 @@ class TestGathering:
 
 
 class TestAugmentation:
-    def test_every_text_has_a_copy_and_copies_keep_their_sources(self, tiny):
+    def test_texts_of_documents_have_copies_which_keep_their_sources(self, tiny):
         plain = training_texts(tiny, tiny.split("train"), sentences=1)
         texts = training_texts(tiny, tiny.split("train"), sentences=1, word_dropout=0.5)
         assert texts.texts.ids[: len(plain)] == plain.texts.ids
-        copied = [row for row, text in enumerate(plain.texts.texts) if len(text.split()) > 1]
+        copied = [row for row in range(42, len(plain)) if len(plain.texts.texts[row].split()) > 1]
         assert texts.sources[len(plain) :].tolist() == plain.sources[copied].tolist()
 
     def test_a_limit_counts_copies(self, tiny):
@@ -71,9 +71,19 @@ class TestAugmentation:
         texts = training_texts(tiny, tiny.split("train").select([]), titles=False, sentences=0, joined=True)
         assert sorted(texts.sources.tolist()) == list(range(60))
 
+    def test_nothing_is_made_from_a_text_near_a_test_query(self):
+        leaked = "Comets have long tails of dust and ice."
+        documents = {"a": ("", leaked), "b": ("", "Bread is baked in an oven."), "c": ("", "Courts decide cases.")}
+        given = Collection.from_parts("small", documents, {"q": "bread"}, {})
+        excluded = ExcludedQueries(Texts.from_pairs([("t", leaked)]))
+        options = {"titles": False, "sentences": 1, "joined": True, "word_dropout": 0.5, "excluded": excluded}
+        for seed in range(5):
+            texts = training_texts(given, given.queries, seed=seed, **options)
+            assert len(texts) == 1 + 2 + 2 + 4
+            assert not any(word in text for text in texts.texts.texts for word in ("Comets", "dust", "ice"))
+
     def test_a_copy_near_a_test_query_is_left_out(self, small):
         excluded = ExcludedQueries(Texts.from_pairs([("t", "Planets it.")]))
-        texts = training_texts(small, small.queries.select([]), titles=False, sentences=9, excluded=excluded)
         for seed in range(9):
             made = training_texts(
                 small,
@@ -85,7 +95,6 @@ class TestAugmentation:
                 excluded=excluded,
             )
             assert "Planets it." not in made.texts.texts
-        assert len(texts)
 
 
 class TestLimit:
