@@ -2,9 +2,9 @@
 
     python evaluation/multi_vector/curve.py COLLECTION JOB... --out curve.json
 
-A JOB is the folder of a job that trained multi-vector students, such as those of the study `token-vectors`. Rows are
-nDCG@10 and recall@100 on the test queries, ordered by bytes; a star marks those that no smaller row equals. Rows that
-the file has are not measured again.
+A JOB is the folder of a finished job that trained multi-vector students, such as those of the study `token-vectors`.
+Rows are nDCG@10 and recall@100 on the test queries, ordered by bytes; a star marks those that no smaller row equals.
+Rows that the file has, of the same students and documents, are not measured again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from retrodistill.core.json_files import read_json, write_json
+from retrodistill.core.manifest import Manifest
 from retrodistill.data import Collection, load_collection
 from retrodistill.encoders.contract import STUDENT_MANIFEST
 from retrodistill.evaluation import evaluate_run, means
@@ -40,14 +41,16 @@ def main() -> None:
     given = parser.parse_args()
     collection = load_collection(given.collection)
     rows: dict[str, dict[str, Any]] = read_json(given.out) if given.out.is_file() else {}
-    folders = [path.parent for job in given.jobs for path in sorted(job.glob(f"*/*/{STUDENT_MANIFEST}"))]
-    for folder in folders:
-        if not given.only or folder.name in given.only:
-            for codec, settings in CODECS.items():
-                name = f"{folder.name}, {codec}"
-                if name not in rows:
-                    rows[name] = measured(folder, settings, collection)
-                    write_json(given.out, rows)
+    parts = [folder for job in given.jobs for folder in (job / "students", job / "forms")]
+    for folder in sorted(path.parent for part in parts for path in part.glob(f"*/{STUDENT_MANIFEST}")):
+        if given.only and folder.name not in given.only:
+            continue
+        made_from = [Manifest.read(folder, STUDENT_MANIFEST).fingerprint, collection.fingerprint]
+        for codec, settings in CODECS.items():
+            name = f"{folder.name}, {codec}"
+            if rows.get(name, {}).get("made from") != made_from:
+                rows[name] = {**measured(folder, settings, collection), "made from": made_from}
+                write_json(given.out, rows)
     print(table(rows))
 
 

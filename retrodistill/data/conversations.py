@@ -298,7 +298,8 @@ def _shortened(text: str, earlier: set[str]) -> str:
 
 def _exchanges(history: Sequence[str]) -> list[tuple[str, str]]:
     """Utterances and their responses, latest first; the last may have none."""
-    return list(itertools.zip_longest(history[::2], history[1::2], fillvalue=""))[::-1]
+    said = [text.strip() for text in history]
+    return list(itertools.zip_longest(said[::2], said[1::2], fillvalue=""))[::-1]
 
 
 def _words(text: str) -> set[str]:
@@ -331,5 +332,12 @@ def _turn(record: dict[str, Any], where: str, place: int) -> Turn:
         "" if rewrite is None else text_of(rewrite, "rewrite", where, place).strip(),
         "" if response is None else text_of(response, "response", where, place).strip(),
         "" if query_id is None else id_of(query_id, "query_id", where, place),
-        None if history is None else tuple(text_of(said, "history", where, place) for said in history),
+        None if history is None else _history(history, where, place),
     )
+
+
+def _history(said: list[Any], where: str, place: int) -> tuple[str, ...]:
+    texts = tuple(text_of(text, "history", where, place) for text in said)
+    if not all(text.strip() for text in texts[::2]):
+        raise UserError(f"{where} {place}: an utterance in 'history' is empty; utterances and responses are in turn.")
+    return texts

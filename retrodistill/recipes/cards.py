@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from retrodistill.core.json_files import read_json
@@ -67,6 +67,9 @@ def write_student_card(
     if conversations is not None:
         path = None if conversations.path == MADE else f"{YOURS}{Path(conversations.path).name}"
         turns = Turns(path, conversations.history, conversations.responses)
+    rewritten: Sequence[str] = [] if data.rewrites is None else ["rewrites"]
+    if conversations is not None and conversations.teacher != ["raw"]:
+        rewritten = conversations.teacher
     facts = Facts(
         name=name,
         kind=kind_of(model).name,
@@ -92,7 +95,7 @@ def write_student_card(
         passages=None if parents is None else f"{parents.settings.words},{parents.settings.overlap}",
         source=published(collection) if collection else "",
         turns=turns,
-        rewritten=data.rewrites is not None,
+        rewritten=rewritten,
         bm25=data.bm25,
     )
     write_card(model, facts, folder, results)

@@ -66,7 +66,7 @@ class Job:
     collection: Collection  # with the queries that students get
     train: Texts  # none of them is barred, or nearly, by its id, its text, or its rewrite
     test: Texts
-    barred: Texts  # what nothing is trained on: the test queries, and more where others are measured on
+    barred: Texts  # what nothing is trained on: the test queries, and more where others are measured on, and rewrites
     parallel: Parallel | None  # translations to train on; none is a test query, or nearly
     rewrites: Texts | None  # what teachers get instead of queries, by the queries' ids; None if they get the same
     notes: list[str]  # what a reader of the results should know
@@ -75,6 +75,11 @@ class Job:
     teacher: Ranker
     ensemble: Ranker | None  # it is measured and does not teach
     teachers: StageTeachers
+
+    @property
+    def rewritten_as(self) -> str:
+        """What the queries are that teachers get in place of the students'."""
+        return self.recipe.conversations.teacher[0] if self.recipe.conversations else "rewrites"
 
     @property
     def teacher_test_queries(self) -> Texts:
@@ -116,11 +121,6 @@ class Job:
     @cached_property
     def training_data(self) -> TrainingData:
         """What the stages of students read. Neither test queries nor their rewrites are trained on."""
-        barred = self.barred
-        versions = {} if self.rewrites is None else {"rewrite": self.rewrites, **self.teachers.versions}
-        for name, texts in versions.items():
-            rewritten = with_rewrites(self.barred, texts)
-            barred += Texts.from_pairs((f"{GENERATED}{name}:{id_}", rewritten[id_]) for id_ in rewritten.ids)
         labels = self.collection.passage_labels(judgments_of(self.train, self.training_qrels))
         return TrainingData(
             self.collection,
@@ -129,7 +129,7 @@ class Job:
             self.space,
             self.out,
             self.recipe.seed,
-            excluded=ExcludedQueries(barred, self.recipe.split.leaks),
+            excluded=ExcludedQueries(self.barred, self.recipe.split.leaks),
             rewrites=self.rewrites,
             parallel=self.parallel,
             labels=labels,
@@ -144,6 +144,8 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
     lexical = BM25Ranker(recipe.bm25 or "")
     require_trusted(recipe.trust_remote_code, f"recipe {recipe.name}")
     queries, versions = _queries(recipe)
+    first, *others = versions or ["raw"]
+    rewrites = versions.get(first) if first != "raw" else None
     collection, notes = replace(queries.collection, same_id=recipe.evaluation.same_id), queries.notes
     parallel = _parallel(recipe, queries.barred, notes) if recipe.parallel else None
     bm25 = lexical.of(collection)
@@ -153,8 +155,7 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
         notes.append(own)
     with quiet_libraries():
         space = load_encoder(recipe.document_encoder, DENSE).bind(collection)
-        first, others = next(iter(versions), ""), dict(list(versions.items())[1:])
-        teachers = StageTeachers(recipe, space, bm25.name, others)
+        teachers = StageTeachers(recipe, space, bm25.name, {name: versions[name] for name in others})
         teacher = _teacher(teachers, recipe.teacher)
         ensemble = _teacher(teachers, recipe.ensemble) if recipe.ensemble else None
         for stage in _stages(recipe):
@@ -173,7 +174,7 @@ def open_job(recipe: Recipe, out: str | os.PathLike[str]) -> Job:
         queries.test,
         queries.barred,
         parallel,
-        versions.get(first),
+        rewrites,
         notes,
         space,
         bm25,
@@ -216,11 +217,13 @@ def _queries(recipe: Recipe) -> tuple[Queries, dict[str, Texts]]:
     """The queries of a job, and what teachers get in their place: versions by name, none where they get the same."""
     loaded = collection = load_collection(recipe.collection, passages=recipe.passages)
     versions: dict[str, Texts] = {}
+    barred: dict[str, Texts] = {}  # versions in which no test query is trained on, no matter who reads them
     notes: list[str] = []
     if recipe.conversations:
         conversations = _conversations(recipe, recipe.conversations, loaded)
         collection, count = conversations.of(loaded), len(conversations.raw)
         versions = _versions(recipe.conversations, conversations, loaded)
+        barred = {"rewrite": conversations.rewrites, "utterance": conversations.utterances}
         if recipe.conversations.path == MADE:
             notes.append(
                 f"the conversations are artificial: {count} of the collection's {len(loaded.queries)} queries were "
@@ -230,27 +233,25 @@ def _queries(recipe: Recipe) -> tuple[Queries, dict[str, Texts]]:
             total = conversations.conversations
             notes.append(f"{count} queries of {total} conversations replace the collection's queries.")
     elif recipe.rewrites:
-        versions["rewrites"] = load_rewrites(recipe.rewrites)
+        versions["rewrites"] = barred["rewrite"] = load_rewrites(recipe.rewrites)
         notes.append(check_rewrites(versions["rewrites"], collection.queries, recipe.rewrites))
     queries = split_queries(collection, recipe.split, recipe.seed)
-    notes, train = [*queries.notes, *notes], queries.train
-    for name, texts in versions.items():
-        # Test queries must not be trained on through their rewrites, no matter who gets these.
-        excluded = ExcludedQueries(with_rewrites(queries.barred, texts), recipe.split.leaks)
-        kept, leaks = without_leaks(with_rewrites(train, texts), excluded)
+    notes, train, all_barred = [*queries.notes, *notes], queries.train, queries.barred
+    for name, texts in barred.items():
+        rewritten = with_rewrites(queries.barred, texts)
+        kept, leaks = without_leaks(with_rewrites(train, texts), ExcludedQueries(rewritten, recipe.split.leaks))
+        all_barred += Texts.from_pairs((f"{GENERATED}{name}:{id_}", text) for id_, text in rewritten.items())
         if leaks:
             train = train.select(kept.ids)
-            left_out = f"their {name.removesuffix('s')} is near that of a test query"
-            notes.append(f"{len(leaks)} training queries are left out: {left_out}.")
-        if recipe.rewrites and not any(query in texts for query in train.ids):
-            raise UserError("no training query has a rewrite; give rewrites of training queries, or remove rewrites.")
+            notes.append(f"{len(leaks)} training queries are left out: their {name} is near that of a test query.")
+    if recipe.rewrites and not any(query in versions["rewrites"] for query in train.ids):
+        raise UserError("no training query has a rewrite; give rewrites of training queries, or remove rewrites.")
     if recipe.conversations and recipe.conversations.teacher == ["raw"]:
-        versions = {}
         notes.append("as a control, teachers got the conversations as the students do, not the rewrites.")
     elif recipe.conversations and recipe.conversations.teacher != ["rewrites"]:
         notes.append(f"the teacher got the {' and the '.join(versions)} of the conversations.")
     of_collection = [*queries.collection.warnings, *filter(None, [passages_note(queries.collection)])]
-    return replace(queries, train=train, notes=[*of_collection, *notes]), versions
+    return replace(queries, train=train, barred=all_barred, notes=[*of_collection, *notes]), versions
 
 
 def _conversations(recipe: Recipe, settings: ConversationSettings, collection: Collection) -> Conversations:
@@ -267,7 +268,7 @@ def _conversations(recipe: Recipe, settings: ConversationSettings, collection: C
 
 
 def _versions(settings: ConversationSettings, conversations: Conversations, collection: Collection) -> dict[str, Texts]:
-    """What the teacher gets, by name. For the control, the rewrites, which nobody gets but test queries keep barred."""
+    """What the teacher gets, by name."""
     versions: dict[str, Texts] = {}
     for name in settings.teacher:
         if name == "expansions":
@@ -284,8 +285,6 @@ def _versions(settings: ConversationSettings, conversations: Conversations, coll
             versions[name] = conversations.rewrites
         else:
             versions[name] = conversations.raw
-    if settings.teacher == ["raw"]:
-        versions["rewrites"] = conversations.rewrites
     return versions
 
 

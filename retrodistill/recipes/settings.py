@@ -286,7 +286,9 @@ class Recipe(Settings):
         given = stage.candidates.filter
         if given is None or stage.labels != "scores":
             return
-        kind = given.without_meaning([member.model for member in stage.teacher or self.teacher], self.fusion)
+        versions = len(self.conversations.teacher) if self.conversations else 1
+        models = [member.model for member in stage.teacher or self.teacher]
+        kind = given.without_meaning(models * versions, self.fusion)
         if kind is not None:
             raise ValueError(
                 f"candidates.filter.relative is a share, which has no meaning for {kind}; set candidates.filter to a "

@@ -244,7 +244,7 @@ def _ensemble(ensemble: Any, role: Role) -> System:
 def _with_rewrites(job: Job, system: System) -> System:
     if job.rewrites is None:
         return system
-    return replace(system, queries=job.teacher_test_queries, queries_by=f"{system.queries_by} (rewrites)")
+    return replace(system, queries=job.teacher_test_queries, queries_by=f"{system.queries_by} ({job.rewritten_as})")
 
 
 def with_columns(index: AnyIndex, folder: Path, columns: pa.Table | None) -> AnyIndex:

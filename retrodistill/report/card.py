@@ -92,7 +92,7 @@ class Facts:
     source: str = ""  # what `load_collection` takes for the collection (see `published`); a placeholder by default
     turns: Turns | None = None  # the conversations that it was trained on; None for ordinary queries
     bm25: str = "bm25"  # name of the lexical search whose results re-rankers order
-    rewritten: bool = False  # whether the teacher got rewritten queries
+    rewritten: Sequence[str] = ()  # what the teacher got in place of the student's queries, e.g. ``rewrites``
 
     @property
     def loaded_from(self) -> str:

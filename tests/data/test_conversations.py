@@ -176,6 +176,7 @@ class TestFile:
             (line(turn=2, response="\ud83d"), r"line 2: 'response' holds half a character"),
             (line(turn=2, history="said"), r"line 2: 'history' is 'said' \(str\); expected a list of strings"),
             (line(turn=2, history=["said", 5]), r"line 2: 'history' is 5 \(int\); expected a string"),
+            (line(turn=2, history=["said", "answered", " "]), r"line 2: an utterance in 'history' is empty"),
             ('{"turn": 2,', r"line 2: not JSON"),
             ("[1, 2]", r"line 2: a JSON list, not an object"),
             ("\ud83d", r"line 2: not UTF-8"),

@@ -1,6 +1,7 @@
 """Better queries teach: conversations with rewrites, and rewrites of any kind (DiSCo)."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from retrodistill.recipes.job import open_job
 from retrodistill.recipes.plan import plan_recipe
 from retrodistill.recipes.stage_teachers import student_manifest
 from retrodistill.training.scoring import scored_candidates, stage_texts
+from retrodistill.training.settings import TeacherSettings
 
 pytestmark = pytest.mark.usefixtures("given_pace")
 
@@ -108,13 +110,41 @@ class TestConversations:
         with pytest.raises(UserError, match=r"conversations\.teacher"):
             job_of(conversations={"path": written(turns), "teacher": given})
 
-    def test_test_queries_are_barred_in_every_version(self, job_of, written, turns):
-        stolen = next(one["utterance"] for one in turns if one["conversation_id"].startswith("test"))
-        train = next(one for one in turns if one["conversation_id"].startswith("train"))
-        lines = [{**one, "utterance": stolen} if one is train else one for one in turns]
-        job = job_of(conversations={"path": written(lines), "teacher": ["rewrites", "utterances"]})
+    @pytest.mark.parametrize("teacher", ["rewrites", "utterances", "raw", ["expansions", "utterances"]])
+    @pytest.mark.parametrize("version", ["utterance", "rewrite"])
+    def test_test_queries_are_barred_in_every_version_whoever_reads_it(self, job_of, written, turns, teacher, version):
+        """Second turns have histories of their own, so that their raw queries differ."""
+        lines = [{**one, "utterance": f"{one['query_id']} x{one['query_id']}"} for one in turns]
+        seconds = [one for one in lines if one["turn"] == 1]
+        train, test = (
+            next(one for one in seconds if one["conversation_id"].startswith(split)) for split in ("train", "test")
+        )
+        train[version] = test[version]
+        job = job_of(conversations={"path": written(lines), "teacher": teacher})
+        assert test["query_id"] in job.test
         assert train["query_id"] not in job.train
-        assert stolen in job.training_data.excluded.queries.texts
+        assert len(job.train) > 5
+        assert test[version] in job.training_data.excluded.queries.texts
+
+    def test_another_version_is_another_student_where_the_recipes_teacher_is_recorded(self, job_of, written, turns):
+        """The run has scores by ID, whatever the version, and a stage's own teacher reads it."""
+        run = "".join(f"{one['query_id']} Q0 d{place} 1 {place}.5 t\n" for one in turns for place in (0, 1))
+        (Path(written([])).parent / "t.run").write_text(run)
+        prints = set()
+        for more in ("", " today"):
+            lines = [{**one, "rewrite": one["rewrite"] + more} for one in turns]
+            given = {"path": written(lines), "teacher": ["utterances", "rewrites"]}
+            job = job_of(conversations=given, teacher=f"run:{Path(written([], 'empty')).parent / 't.run'}")
+            student = job.recipe.students["student"]
+            stage = student.stages[0].model_copy(update={"teacher": [TeacherSettings(model="bm25")]})
+            student = student.model_copy(update={"stages": [stage]})
+            prints.add(student_manifest(student, job.training_data, job.teachers).fingerprint)
+        assert len(prints) == 2
+
+    def test_versions_that_begin_with_the_conversation_itself_have_no_rewrites(self, job_of, written, turns):
+        job = job_of(conversations={"path": written(turns), "teacher": ["raw", "utterances"]})
+        assert job.rewrites is None
+        assert [member.name.endswith("(utterances)") for member in job.teacher.members] == [False, True] * 2
 
     def test_in_the_control_teachers_get_the_queries_of_students(self, job_of, written, turns):
         job = job_of(conversations={"path": written(turns), "teacher": "raw"})

@@ -286,7 +286,7 @@ class TestSources:
 class TestConversations:
     def test_their_form_and_what_teachers_were_asked(self, model_of):
         turns = Turns("FOLDER/OF/turns.jsonl", history=3, responses=False)
-        text = card_text(model_of("dense"), facts(turns=turns, rewritten=True, source="beir/scifact"))
+        text = card_text(model_of("dense"), facts(turns=turns, rewritten=["rewrites"], source="beir/scifact"))
         used = text.split("## Usage")[1].split("## Measured quality")[0]
         assert "the current utterance first, then at most 3 earlier turns, newest first" in used
         assert "joined by ` | `" in used
@@ -302,7 +302,7 @@ class TestConversations:
 
     def test_what_the_student_makes_of_rewrites_is_no_competitor(self, model_of):
         rows = [*results().systems, system("rewrites", "baseline", ndcg10=0.9)]
-        text = card_text(model_of("dense"), facts(turns=Turns(None), rewritten=True), results(systems=rows))
+        text = card_text(model_of("dense"), facts(turns=Turns(None), rewritten=["rewrites"]), results(systems=rows))
         assert "| rewrites (the first student on rewritten queries) | 0.900" in text
         assert "at least as high as its own" not in text
 

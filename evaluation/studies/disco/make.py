@@ -36,10 +36,11 @@ def main() -> None:
 def make(folder: Path, out: Path) -> None:
     """Write the collection of a folder."""
     keys = ("_id", "topic", "history", "utterance")
+    qrels = load_collection(folder).relevance("test").to_dict()
     rows = [row for _, row in read_records(folder / "queries.history.jsonl", "turn", keys, ("rewrite_llm",))]
+    rows = [row for row in rows if row["_id"] in qrels]
     topics = sorted({row["topic"] for row in rows})
     for_testing = set(topics[::2])
-    qrels = load_collection(folder).relevance("test").to_dict()
     (out / "qrels").mkdir(parents=True, exist_ok=True)
     (out / "corpus.jsonl").write_bytes((folder / "corpus.jsonl").read_bytes())
     judged = {topic: [row for row in rows if row["topic"] == topic] for topic in topics}
