@@ -54,7 +54,8 @@ class ClusterSettings(Settings):
     """Whether a vector of a query counts by the size of its cluster, since MaxSim adds up tokens. In the paper, it does
     not."""
     method: Literal["k-means", "ward"] = "k-means"
-    """How tokens are clustered: by `k-means`, as in the paper, or by hierarchical clusters with `ward`'s linkage."""
+    """How tokens are clustered: by `k-means`, as in the paper, or by hierarchical clusters with `ward`'s linkage of
+    cosine distances, as in token pooling, where the first token is a cluster of its own."""
 
     @model_validator(mode="after")
     def _some_side(self) -> ClusterSettings:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import pdist
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.multi_vector_encoder.modules import BaseTokenPooling
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ class TokenClusters(BaseTokenPooling):
         seed: Seed of the first centers.
         weighted: Multiply a query's means by the sizes of their clusters, relative to the mean size. MaxSim adds up a
             query's tokens, so that a mean stands for as many terms of the sum as it has tokens.
-        method: ``k-means``, as in the paper, or ``ward``: hierarchical clusters by Ward's linkage, which depend on no
-            seed. Ward takes time and memory in the square of a text's tokens.
+        method: ``k-means``, as in the paper, or ``ward``: the hierarchical clusters of token pooling, which depend on
+            no seed (see `ward`). Ward takes time and memory in the square of a text's tokens.
     """
 
     config_keys: list[str] = [  # noqa: RUF012 - the base's
@@ -222,13 +223,20 @@ def padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def ward(tokens: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
-    """Ward's hierarchical clusters of each text of a batch, cut at its number of clusters; as `k_means`."""
+    """Ward's hierarchical clusters of each text of a batch, cut at its number of clusters; as `k_means`.
+
+    They are those of token pooling (Clavié et al. 2024, arXiv 2409.14683): linkage on cosine distances, and the first
+    token, usually [CLS], is a cluster of its own. On NFCorpus, that keeps two points more than linkage on Euclidean
+    distances of all tokens: see the study `token-vectors`.
+    """
     assigned = torch.full_like(mask, -1, dtype=torch.int64)
     for row, (text, length, count) in enumerate(zip(tokens, mask.sum(dim=1).tolist(), counts.tolist(), strict=True)):
-        if length <= count:
-            places = np.arange(length)
-        else:
-            places = fcluster(linkage(text[:length].cpu().numpy(), "ward"), count, "maxclust").astype(np.int64) - 1
+        places = np.arange(length)
+        if length > count:
+            first = min(1, count - 1)
+            distances = pdist(text[first:length].cpu().numpy(), "cosine").clip(0.0)
+            clusters = fcluster(linkage(np.nan_to_num(distances), "ward"), count - first, "maxclust")
+            places[first:] = clusters + (first - 1)
         assigned[row, :length] = torch.from_numpy(places).to(assigned.device)
     return assigned
 

@@ -19,6 +19,7 @@ from retrodistill.students.clustering import (
     ward,
     with_clusters,
 )
+from retrodistill.students.token_pooling import FixedTokenPooling
 
 LENGTHS = [17, 3, 9, 1, 0, 8]
 TEXTS = ["heart and artery with blood pressure", "the orbit of a planet and a moon today.", "violin"]
@@ -338,16 +339,23 @@ class TestLoading:
 
 
 class TestWard:
-    def test_clusters_are_those_of_scikit_learn_and_do_not_depend_on_the_batch(self):
-        cluster = pytest.importorskip("sklearn.cluster")
-        texts = ragged([30, 7, 3])
+    def test_clusters_are_those_of_token_pooling_and_do_not_depend_on_the_batch(self):
+        texts = [torch.nn.functional.normalize(text, dim=1) for text in ragged([30, 7, 3])]
         tokens, mask = padded(texts, filling=0.0)
         found = ward(tokens, mask, torch.tensor([5, 4, 3]))
         for row, (text, count) in enumerate(zip(texts, (5, 4, 3), strict=True)):
-            expected = cluster.AgglomerativeClustering(count, linkage="ward").fit(text.numpy()).labels_
-            own = found[row, : len(text)].numpy()
-            np.testing.assert_array_equal(own[:, None] == own, expected[:, None] == expected)
+            own = found[row, : len(text)]
+            means = torch.stack([text[own == cluster].mean(dim=0) for cluster in own.unique()])
+            expected = FixedTokenPooling(count).pool_one(text)
+            best = torch.nn.functional.normalize(means, dim=1) @ expected.T
+            torch.testing.assert_close(best.amax(dim=1), torch.ones(count))
+            assert sorted(best.argmax(dim=1).tolist()) == list(range(count))
+            assert int((own == own[0]).sum()) == 1
             assert (found[row, len(text) :] == -1).all()
+
+    def test_one_cluster_has_all_tokens(self):
+        tokens, mask = padded(ragged([9]), filling=0.0)
+        assert ward(tokens, mask, torch.tensor([1])).tolist() == [[0] * 9]
 
     def test_the_means_do_not_depend_on_the_seed(self):
         texts = ragged([25])
@@ -356,7 +364,7 @@ class TestWard:
 
     def test_equal_tokens_are_fewer_vectors(self):
         (vectors,) = clustered(TokenClusters(document=4, method="ward"), [torch.eye(6)[[0, 1, 0, 0, 1, 0, 1]]])
-        assert len(vectors) == 2
+        assert len(vectors) == 3  # the first token is one of its own
 
     def test_another_method_is_refused(self):
         with pytest.raises(UserError, match=r"unknown method of clustering 'wards'. Did you mean 'ward'"):
