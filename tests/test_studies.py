@@ -82,17 +82,18 @@ class TestTheStudiesWeShip:
         assert "## Findings" in page
 
     @pytest.mark.parametrize(
-        ("config", "study", "student"),
+        ("config", "recipe", "student"),
         [
-            ("labeling-budget", "budget", "random-25"),
-            ("prod", "prod", "prod"),
-            ("colbert-crisp", "crisp", "C8x32"),
-            ("tas-b", "tas-b", "tas-b"),
+            ("labeling-budget", "budget/recipe", "random-25"),
+            ("prod", "prod/recipe", "prod"),
+            ("colbert-crisp", "crisp/recipe", "C8x32"),
+            ("colbert-small", "token-vectors/dimensions", "dims-48"),
+            ("tas-b", "tas-b/recipe", "tas-b"),
         ],
     )
-    def test_a_recipe_whose_figure_is_a_studys_has_its_settings(self, config: str, study: str, student: str) -> None:
+    def test_a_recipe_whose_figure_is_a_studys_has_its_settings(self, config: str, recipe: str, student: str) -> None:
         ours = load_recipe(HERE.parents[1] / "configs" / f"{config}.yaml")
-        theirs = load_recipe(HERE / study / "recipe.yaml")
+        theirs = load_recipe(HERE / f"{recipe}.yaml")
         assert (ours.document_encoder, ours.teacher) == (theirs.document_encoder, theirs.teacher)
         mine, measured = (
             # of the best 100 candidates, which groups are drawn from, depth 200 has 99.7% (corpus-sample/coverage.py)

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 
 NAMES = ["bm25", "teacher", "ensemble", "control", "student"]
 FORMS = {  # systems of recipes whose student has several forms
-    "colbert-crisp": ["bm25", "teacher", "ensemble", "control", "unclustered", "pooled", "student"],
+    "colbert-crisp": [*NAMES[:4], "unclustered", "pooled", "student"],
+    "colbert-small": [*NAMES[:4], "unclustered", "pooled", "student"],
     "demo": [*NAMES[:3], "static-control", "static", "dense-control", "dense"],
     "multi-exit": ["bm25", "teacher", "ensemble", "control", "control@exit-1", "student", "student@exit-1"],
     "sparse-vdr": [*NAMES[:4], "control@own-tokens", "student", "student@own-tokens"],
