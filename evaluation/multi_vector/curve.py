@@ -28,7 +28,7 @@ CODECS = {
     "2 bits": MultiVectorSettings(codec="residual", bits=2),
     "1 bit": MultiVectorSettings(codec="residual", bits=1),
 }
-MEASURES = ("nDCG@10", "R@100")
+MEASURES = ("ndcg@10", "recall@100")
 
 
 def main() -> None:
@@ -69,10 +69,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows by size."""
     titles = "student", "bytes/document", "vectors", "dimensions", "nDCG@10", "recall@100", ""
     lines, best = [f"| {' | '.join(titles)} |", "|---|---:|---:|---:|---:|---:|---|"], 0.0
-    for name, row in sorted(rows.items(), key=lambda item: (item[1]["bytes"], -item[1]["nDCG@10"])):
-        quality, star = row["nDCG@10"], "*" if row["nDCG@10"] > best else ""
+    for name, row in sorted(rows.items(), key=lambda item: (item[1]["bytes"], -item[1]["ndcg@10"])):
+        quality, star = row["ndcg@10"], "*" if row["ndcg@10"] > best else ""
         size = f"{row['bytes']:,} | {row['vectors']} | {row['dimension']}"
-        lines.append(f"| {name} | {size} | {quality:.4f} | {row['R@100']:.4f} | {star} |")
+        lines.append(f"| {name} | {size} | {quality:.4f} | {row['recall@100']:.4f} | {star} |")
         best = max(best, quality)
     return "\n".join(lines)
 
