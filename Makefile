@@ -65,8 +65,7 @@ install: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("retrodistill needs Python 3.11 or newer: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-# Without compiling all modules, most of which are never imported, it takes two thirds of the time.
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,docs,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,docs,test]'
 	touch $@
 
 clean:
