@@ -115,15 +115,17 @@ def training_texts(  # noqa: PLR0913 - one option each
         of_documents = of_documents + document_texts(collection, rows, document_words)
     # A part of a text that is near a test query may be near it, too, without being found: such texts go first.
     of_documents, leaks = without_leaks(of_documents, excluded)
+    made = Texts.from_pairs([])
     if joined:
         drawn = (sample_sentences(collection, 1, seed + number, rows) for number in (0, 1))
         firsts, seconds = (without_leaks(some, excluded)[0] for some in drawn)
-        of_documents = of_documents + joined_sentences(firsts, seconds, seed)
+        made = joined_sentences(firsts, seconds, seed)
     if word_dropout is not None:
-        of_documents = of_documents + without_words(of_documents, word_dropout, seed)
-    pseudo, more = without_leaks(written + of_documents, excluded)
-    leaks += more
-    texts = queries + pseudo
+        made = made + without_words(of_documents + made, word_dropout, seed)
+    written, of_written = without_leaks(written, excluded)
+    made, of_made = without_leaks(made, excluded)
+    leaks += of_written + of_made
+    texts = queries + written + of_documents + made
     if not len(texts):
         raise UserError(
             f"collection {collection.name}: no query and no text of documents to train on; give a split with queries, "

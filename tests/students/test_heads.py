@@ -69,16 +69,18 @@ class TestSparse:
 
     def test_scores_are_the_students_own(self, sparse, tiny, groups):
         expected = sparse.encode(QUERIES, "query") @ sparse.encode(tiny.documents.texts, "document").T
+        # Both sides of a score of 17 come from float16 states where a model encodes queries.
+        bounds = {"atol": 3e-3} if sparse.is_inference_free else {"rtol": 2e-3, "atol": 3e-3}
         loss = sparse_loss(sparse, tiny, groups)
         rows = np.array([2, 1, 0])
         queries = encoded(loss, sparse, rows)
         with torch.no_grad():
             np.testing.assert_allclose(
-                loss.scorer.matrix(queries, np.arange(60)).cpu(), expected.toarray()[rows], rtol=2e-3, atol=3e-3
+                loss.scorer.matrix(queries, np.arange(60)).cpu(), expected.toarray()[rows], **bounds
             )
             lists = loss.scorer.scores(loss.scorer.trained, queries, groups.documents[rows]).cpu().numpy()
         own = np.take_along_axis(expected.toarray()[rows], np.maximum(groups.documents[rows], 0).astype(int), axis=1)
-        np.testing.assert_allclose(lists, np.where(groups.documents[rows] >= 0, own, 0), rtol=2e-3, atol=3e-3)
+        np.testing.assert_allclose(lists, np.where(groups.documents[rows] >= 0, own, 0), **bounds)
 
     def test_a_step_moves_terms_of_its_queries_only(self, sparse, tiny, groups):
         loss = sparse_loss(sparse, tiny, groups)
@@ -86,6 +88,8 @@ class TestSparse:
         *weights, vectors, biases = (parameter.grad for parameter in loss.scorer.trained)
         touched = set(sparse.encode([QUERIES[0]], "query").indices.tolist())
         assert len(touched) >= 3
+        if sparse.is_inference_free:
+            assert touched == set(sparse.model.tokenizer.convert_tokens_to_ids(["what", "star", "planet"]))
         assert all(set(grad.nonzero()[:, 0].tolist()) <= touched for grad in weights)
         assert set(vectors.abs().sum(dim=1).nonzero()[:, 0].tolist()) <= touched
         assert biases.abs().sum() > 0
