@@ -67,6 +67,15 @@ def anti_zero(weights: Tensor, floor: float = 0.1) -> Tensor:
     return ((floor + _checked(weights).abs().sum(dim=1)) ** -2).mean()
 
 
+def l0_mask(weights: Tensor, threshold: int, counts: Tensor | None = None) -> Tensor:
+    """Set the weights of texts with at most ``threshold`` terms to 0, so that no penalty sees them (arXiv 2504.14839).
+
+    ``counts`` are the (texts,) numbers of terms, where ``weights`` has only a part of the vocabulary.
+    """
+    counts = (_checked(weights) != 0).sum(dim=1) if counts is None else counts
+    return weights * (counts > threshold)[:, None]
+
+
 def whole_batch(weights: Tensor) -> Tensor:
     """Gather (texts, terms) of all processes in rank order, with gradients. One process gets the same tensor back.
 

@@ -193,6 +193,9 @@ class StudentSettings(Settings):
     lexical_terms: bool = False
     """Whether the documents of a sparse student also weight their own tokens as BM25 does, with a learned weight per
     token. For inference-free queries. Dense students have `lexical_dim` instead."""
+    activation: Literal["relu", "log1p_relu"] | None = Field(default=None, exclude_if=lambda given: given is None)
+    """What becomes of a sparse student's logits: `relu`, SPLADE's logarithm, or `log1p_relu`, the logarithm of that,
+    which weighs terms more evenly (OpenSearch's doc-v3 encoders). By default, a sparse encoder's own, or `relu`."""
     head: Literal["splade", "vdr", "segments", "cls"] | None = None
     """Head of a sparse student: `splade`, the default, or `vdr`, which keeps the 768 heaviest terms of a text and the
     text's own tokens. The student is then also measured as `NAME@own-tokens`: with the same documents, and queries

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -30,8 +30,11 @@ from retrodistill.students.static import fast_tokenizer, inverse_document_freque
 from retrodistill.students.stored_states import head_of, stored_states
 from retrodistill.students.vdr import with_query_weights, with_vdr_head
 
+Activation: TypeAlias = Literal["relu", "log1p_relu"]
+
 _AT_MOST = 20000  # documents whose hidden states a head starts from
-_OWN = float(np.e - 1)  # logit of a text's own token at the start: log(1 + logit) is 1
+# Logit of a text's own token at the start, by activation: log(1 + logit), or log(1 + log(1 + logit)), is 1.
+_OWN = {"relu": float(np.e - 1), "log1p_relu": float(np.expm1(np.e - 1))}
 _ZERO_AT = 0.7  # where a token's logit is zero at the start, as a share of what its mean state gives
 _DEVIATIONS = 4.5  # for a token that no document has, its zero's least distance from the mean: none has it by chance
 _RIDGE = 1e-3  # of the mean variance, on the covariance within terms
@@ -49,6 +52,7 @@ def sparse_student(
     lexical_terms: bool = False,
     layers: int | None = None,
     max_length: int | None = None,
+    activation: Activation | None = None,
 ) -> SparseEncoder:
     """A sparse encoder to start from: log(1 + relu(logit)), maximum over tokens (SPLADE, arXiv 2109.10086).
 
@@ -64,8 +68,10 @@ def sparse_student(
         lexical_terms: Documents also weight their own tokens, see `LexicalTerms`; for inference-free queries only.
         layers: Number of transformer layers to keep, from the first.
         max_length: Maximum number of tokens of a text; the model's own by default.
+        activation: ``log1p_relu`` takes the logarithm twice (OpenSearch's doc-v3, arXiv 2504.14839), ``relu`` once; a
+            sparse encoder's own by default, and ``relu`` for others.
     """
-    base = _base(source, corpus, layers, max_length)
+    base = _base(source, corpus, layers, max_length, activation)
     if queries == "model" or any(hasattr(module, "sub_modules") for module in base):
         if queries == "model" and SparseTextEncoder(base, f"sparse:{source}").is_inference_free:
             raise UserError(f"model {source} has inference-free queries; set the student's queries to that.")
@@ -85,13 +91,17 @@ def sparse_student(
     return student
 
 
-def _base(source: str, corpus: Texts, layers: int | None, max_length: int | None) -> SparseEncoder:
+def _base(
+    source: str, corpus: Texts, layers: int | None, max_length: int | None, activation: Activation | None
+) -> SparseEncoder:
     try:
         base = load_sparse(source)
     except UserError:
         bi_encoder = load_bi_encoder(source)  # raises a clear error if it is neither
     else:
         _cut(base, source, layers, max_length)
+        if activation is not None:
+            _splade_pooling(base, source).activation_function = activation
         return base
     transformer = bi_encoder[0]
     if not isinstance(transformer, Transformer):
@@ -104,12 +114,19 @@ def _base(source: str, corpus: Texts, layers: int | None, max_length: int | None
     width, size = int(transformer.get_embedding_dimension()), len(transformer.tokenizer)
     head = Dense(width, size, activation_function=None, module_input_name="token_embeddings").to(bi_encoder.device)
     unit = Normalize(module_input_name="token_embeddings")  # one scale for the heads of all transformers
-    pooling = SpladePooling("max", embedding_dimension=size)
+    pooling = SpladePooling("max", activation or "relu", embedding_dimension=size)
     model: SparseEncoder = with_modules(bi_encoder, [transformer, unit, head, pooling], "SparseEncoder", "dot")
     vectors, biases = lexical_start(SparseTextEncoder(model, f"sparse:{source}"), corpus)
     head.linear.weight.data.copy_(torch.from_numpy(vectors))
     head.linear.bias.data.copy_(torch.from_numpy(biases))
     return model
+
+
+def _splade_pooling(model: Any, source: str) -> SpladePooling:
+    for module in model.modules():  # of a router's routes, too
+        if isinstance(module, SpladePooling):
+            return module
+    raise UserError(f"model {source} has no SPLADE pooling, which an activation is for; leave activation out.")
 
 
 def _cut(model: Any, source: str, layers: int | None, max_length: int | None) -> None:
@@ -129,11 +146,12 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
 
     With m_v the mean hidden state of token v and S the covariance of states within tokens, Fisher's discriminant is
     ``d_v = S^-1 m_v``. Its bias puts the zero at .7 of what m_v gives, and its scale gives m_v the logit e - 1, which
-    becomes weight 1. Tokens that the documents do not have take their mean state from their input embedding, by the
-    linear map that fits those of the others best; their zero is at least 4.5 standard deviations above the mean over
-    all states. Special tokens never get weight. At most 20,000 documents are used, and not the student's own head.
+    becomes weight 1 (with a double logarithm, e^(e - 1) - 1). Tokens that the documents do not have take their mean
+    state from their input embedding, by the linear map that fits those of the others best; their zero is at least 4.5
+    standard deviations above the mean over all states. Special tokens never get weight. At most 20,000 documents are
+    used, and not the student's own head.
     """
-    transformer: Any = student.modules("document")[0]
+    transformer, *_, pooling = student.modules("document")
     tokenizer = transformer.tokenizer
     texts = spread(corpus.column, _AT_MOST)
     states = stored_states(student, texts, "document")
@@ -160,7 +178,8 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     chance = vectors @ mean + _DEVIATIONS * np.sqrt(np.maximum(((vectors @ scatter) * vectors).sum(axis=1), 0))
     zeros = np.where(seen, _ZERO_AT * strengths, np.maximum(_ZERO_AT * strengths, chance))
     floor = np.quantile(strengths[seen], 0.02)  # without a floor, words with weak states would be scaled up to noise
-    scales = _OWN / np.maximum(np.maximum(strengths - zeros, (1 - _ZERO_AT) / 2 * strengths), max(floor / 10, 1e-9))
+    own = _OWN[pooling.activation_function]
+    scales = own / np.maximum(np.maximum(strengths - zeros, (1 - _ZERO_AT) / 2 * strengths), max(floor / 10, 1e-9))
     vectors, biases = vectors * scales[:, None], -zeros * scales
     never = tokenizer.all_special_ids
     vectors[never], biases[never] = 0.0, _NEVER
@@ -203,7 +222,9 @@ def sparsity(student: SparseTextEncoder, documents: Texts, queries: Texts) -> di
 
 
 def _start(settings: Any, data: Any) -> SparseEncoder:
-    options = {name: getattr(settings, name) for name in ("queries", "lexical_terms", "layers", "max_length")}
+    options = {
+        name: getattr(settings, name) for name in ("queries", "lexical_terms", "layers", "max_length", "activation")
+    }
     options["head"] = settings.head or "splade"
     model = sparse_student(settings.model.partition(":")[2], data.collection.documents, **options)
     if any(stage.train == "head" for stage in settings.stages):
@@ -242,6 +263,8 @@ def _check(settings: Any) -> None:
         raise ValueError(f"head: {settings.head} is for re-rankers; a sparse student has head: splade or vdr")
     if settings.head == "vdr" and settings.queries != "model":
         raise ValueError("head: vdr encodes queries as it does documents; leave queries out")
+    if settings.head == "vdr" and settings.activation is not None:
+        raise ValueError("head: vdr has its own activation; leave activation out")
     if settings.lexical_terms and settings.queries != "inference-free":
         raise ValueError("lexical_terms is for sparse students with queries: inference-free; set both")
     if settings.head == "vdr" and any(stage.train == "head" for stage in settings.stages):
@@ -271,7 +294,7 @@ KIND = Kind(
     describe=_describe,
     parts=("head", "both_encoders"),
     defaults=_defaults,
-    options=frozenset({"queries", "head", "lexical_terms", "keep", "trim"}),
+    options=frozenset({"queries", "head", "lexical_terms", "activation", "keep", "trim"}),
     complete=_complete,
     check=_check,
     index="inverted",

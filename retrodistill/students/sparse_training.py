@@ -19,7 +19,7 @@ from retrodistill.encoders.embeddings import SparseStore
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.encoders.vectors import best_of_blocks
 from retrodistill.objectives.registry import get_regularizer
-from retrodistill.objectives.sparsity import whole_batch
+from retrodistill.objectives.sparsity import l0_mask, whole_batch
 from retrodistill.students.lexical_terms import lexical_terms_of, saturated_terms
 from retrodistill.students.stored_states import (
     HeadScorer,
@@ -42,13 +42,20 @@ from retrodistill.training.trainer import History, Monitor
 _DENSE = 0.1  # share of the vocabulary above which an inverted index does not pay off
 _EMPTY = 0.1  # share of texts without a term
 _TERMS = 4096  # whose weights are computed at once in a search
+_COUNTED = 1024  # other terms that a document's number of terms is estimated from
 _REGULARIZED = 32  # documents drawn for each step, whose weights of the batch's terms the regularizers see
 
 
 def regularized(
-    regularizers: Sequence[RegularizerSettings], queries: Tensor, documents: Tensor, progress: float | None
+    regularizers: Sequence[RegularizerSettings],
+    queries: Tensor,
+    documents: Tensor,
+    progress: float | None,
+    document_terms: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Weighted values by ``name-side`` of (texts, terms) term weights; those of one name and side are added up.
+
+    ``document_terms`` are the documents' numbers of terms, where the weights are of a part of the vocabulary.
 
     The weight grows with the square of the step over the regularizer's warm-up (SPLADE, arXiv 2107.05720); without a
     ``progress``, the share of the steps done, it is warm.
@@ -57,7 +64,9 @@ def regularized(
     for settings in regularizers:
         key = f"{settings.name}-{settings.side}"
         warm = 1.0 if progress is None or not settings.warmup else min(1.0, progress / settings.warmup) ** 2
-        weights = documents if settings.side == "document" else queries
+        weights, counts = (documents, document_terms) if settings.side == "document" else (queries, None)
+        if settings.threshold is not None:
+            weights = l0_mask(weights, settings.threshold, counts)
         value = settings.weight * warm * get_regularizer(settings.name)(weights, settings.terms)
         parts[key] = parts[key] + value if key in parts else value
     return parts
@@ -289,8 +298,21 @@ class TermHeadScorer(HeadScorer):
         generator = np.random.default_rng([self._seed, round(1e6 * (progress or 0.0))])
         size = min(_REGULARIZED, len(self.documents))
         drawn = np.sort(generator.choice(len(self.documents), size, replace=False))
-        alive = self.head.weights(head, used, drawn)
-        return regularized(self._regularizers, whole_batch(_rows_of(terms_and_weights, used)), alive, progress)
+        alive, counts = self.head.weights(head, used, drawn), None
+        if any(settings.threshold is not None and settings.side == "document" for settings in self._regularizers):
+            counts = self._counts(alive, used, drawn, generator)
+        queries = whole_batch(_rows_of(terms_and_weights, used))
+        return regularized(self._regularizers, queries, alive, progress, counts)
+
+    def _counts(self, weights: Tensor, used: Tensor, documents: np.ndarray, generator: np.random.Generator) -> Tensor:
+        """(m,) numbers of terms: those of ``weights``, whose terms are ``used``, and an estimate of the others."""
+        others = np.setdiff1d(np.arange(len(self.head.parameters[0])), used.cpu().numpy())
+        drawn = np.sort(generator.choice(others, min(_COUNTED, len(others)), replace=False))
+        terms = torch.from_numpy(drawn).to(used.device)
+        with torch.no_grad():
+            sample = self.head.weights([parameter[terms] for parameter in self.head.parameters], terms, documents)
+            scale = len(others) / max(len(drawn), 1)
+            return (weights > 0).sum(dim=1) + scale * (sample > 0).sum(dim=1)
 
     def _used(
         self, parameters: Sequence[Tensor], terms_and_weights: Sequence[tuple[Tensor, Tensor]]

@@ -390,8 +390,17 @@ class RegularizerSettings(Settings):
     """The side whose term weights it sees."""
     terms: int = Field(default=128, ge=1)
     """Terms per text that `top-k` does not penalize."""
+    threshold: int | None = Field(default=None, ge=1, exclude_if=lambda given: given is None)
+    """Texts with at most this many terms are not penalized (the l0 mask of OpenSearch's doc-v3 encoders, which have
+    200). With `train: head`, the number of terms is estimated from a part of the vocabulary."""
     warmup: float = Field(default=1 / 3, ge=0, le=1)
     """Share of the steps in which the weight grows, with the square of the step."""
+
+    @model_validator(mode="after")
+    def _penalizes_terms(self) -> RegularizerSettings:
+        if self.name == "anti-zero" and self.threshold is not None:
+            raise ValueError("anti-zero keeps short texts from losing terms; threshold is for flops, l1, and top-k")
+        return self
 
 
 Objectives = Annotated[

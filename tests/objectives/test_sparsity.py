@@ -3,7 +3,7 @@ import torch
 from children import Child
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives.sparsity import anti_zero, flops, l1, outside_top_k, top_k, whole_batch
+from retrodistill.objectives.sparsity import anti_zero, flops, l0_mask, l1, outside_top_k, top_k, whole_batch
 
 PENALTIES = {"flops": flops, "l1": l1, "top-k": lambda w: outside_top_k(w, 2), "anti-zero": anti_zero}
 
@@ -34,6 +34,25 @@ class TestBruteForce:
 
     def test_flops_worked_by_hand(self):
         assert flops(torch.tensor([[1.0, 0.0], [1.0, 2.0]])).item() == 1 + 1
+
+
+class TestL0Mask:
+    def test_masked_flops_are_those_of_sentence_transformers(self):
+        from sentence_transformers.sparse_encoder.losses import FlopsLoss
+
+        table = weights(5).float()
+        for threshold in (0, 2, 3, 7):
+            wanted = FlopsLoss(None, threshold=threshold).compute_loss_from_embeddings(table)
+            torch.testing.assert_close(flops(l0_mask(table, threshold)), wanted)
+
+    def test_only_texts_with_more_terms_have_a_gradient(self):
+        table = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 3.0]], requires_grad=True)
+        l1(l0_mask(table, 2)).backward()
+        assert table.grad.tolist() == [[0, 0, 0], [0.5, 0.5, 0.5]]
+
+    def test_counts_of_the_whole_vocabulary_decide_where_they_are_given(self):
+        table = torch.ones(2, 3)
+        assert l0_mask(table, 5, torch.tensor([5, 6])).tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
 class TestMeaning:

@@ -12,6 +12,7 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.multi_vector import MultiVectorModel
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.objectives.sparsity import flops
+from retrodistill.students import sparse_training
 from retrodistill.students.clustering import with_clusters
 from retrodistill.students.multi_vector import TokenHeadScorer, multi_vector_student
 from retrodistill.students.sparse import sparse_student
@@ -107,6 +108,29 @@ class TestSparse:
         documents = sparse.encode([tiny.documents.texts[row] for row in drawn], "document").toarray()[:, used]
         assert float(parts["flops-document"]) == pytest.approx(2 * float(flops(torch.from_numpy(documents))), rel=1e-2)
         assert float(parts["l1-query"]) == pytest.approx(asked.sum() / 2, rel=1e-4)
+
+    def test_a_threshold_compares_with_terms_of_the_whole_vocabulary(self, sparse, tiny, groups, monkeypatch):
+        drawn = np.sort(np.random.default_rng([0, 0]).choice(60, 32, replace=False))
+        documents = sparse.encode([tiny.documents.texts[row] for row in drawn], "document").toarray()
+        counts, used = (documents != 0).sum(axis=1), (sparse.encode(QUERIES[:2], "query").toarray() != 0).any(axis=0)
+        threshold = int(np.median(counts))
+        assert 0 < (counts > threshold).sum() < len(counts)
+        masked = RegularizerSettings(name="l1", weight=1.0, warmup=0, threshold=threshold)
+        monkeypatch.setattr(sparse_training, "_COUNTED", 10**6)  # all other terms: the estimate is exact
+        loss = sparse_loss(sparse, tiny, groups, regularizers=[masked])
+        parts = loss([features(sparse, [0, 1])], torch.tensor([0, 1]))
+        wanted = documents[:, used].sum(axis=1)[counts > threshold].sum() / len(drawn)
+        assert float(parts["l1-document"]) == pytest.approx(wanted, rel=1e-2)
+
+    def test_a_number_of_terms_is_estimated_without_bias(self, sparse, tiny, groups, monkeypatch):
+        monkeypatch.setattr(sparse_training, "_COUNTED", 20)
+        loss, documents = sparse_loss(sparse, tiny, groups), np.arange(8)
+        scorer, used = loss.scorer, torch.tensor([1, 5, 9])
+        weights = scorer.head.weights([parameter[used] for parameter in scorer.head.parameters], used, documents)
+        generator = np.random.default_rng(0)
+        estimates = torch.stack([scorer._counts(weights, used, documents, generator) for _ in range(200)])
+        counts = (sparse.encode(tiny.documents.texts[:8], "document") != 0).sum(axis=1)
+        np.testing.assert_allclose(estimates.mean(dim=0).cpu(), np.asarray(counts).ravel(), rtol=0.1)
 
     def test_a_step_has_the_gradients_of_the_students_own_encoding(self, tiny, tiny_model, groups):
         """Terms that a query does not have are left out, and nothing is lost by that: brute force over all of them."""

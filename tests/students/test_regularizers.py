@@ -38,6 +38,15 @@ class TestValues:
             {"l1-document": 10.5, "flops-query": float(flops(2 * WEIGHTS))}
         )
 
+    def test_a_threshold_leaves_out_texts_of_its_side_with_fewer_terms(self):
+        masked = regularizer("l1", threshold=1)
+        queries = torch.ones(2, 3)
+        assert float(regularized([masked], queries, WEIGHTS, None)["l1-document"]) == pytest.approx(3.0 / 2)
+        counts = torch.tensor([1, 9])
+        assert float(regularized([masked], queries, WEIGHTS, None, counts)["l1-document"]) == pytest.approx(4.0 / 2)
+        query = regularizer("l1", threshold=1, side="query")
+        assert float(regularized([query], WEIGHTS, queries, None, counts)["l1-query"]) == pytest.approx(3.0 / 2)
+
     def test_an_unknown_one_is_refused(self):
         with pytest.raises(ValueError, match=r"unknown regularizer 'flop'. Did you mean 'flops'\?"):
             regularizer("flop")

@@ -41,6 +41,17 @@ class TestStartFromABiEncoder:
         assert set(vectors.indices).isdisjoint(student.model.tokenizer.all_special_ids)
         assert torch.isfinite(head.weight).all()
 
+    def test_with_a_double_logarithm_too(self, tiny, tiny_model):
+        model = sparse_student(tiny_model, tiny.documents, activation="log1p_relu")
+        student = SparseTextEncoder(model, "sparse:student")
+        weights = student.encode(tiny.documents.texts, "document")
+        assert np.median(weights.data) == pytest.approx(1, abs=0.3)
+        pooling = next(module for module in model.modules() if type(module).__name__ == "SpladePooling")
+        pooling.activation_function = "relu"
+        once = student.encode(tiny.documents.texts, "document")
+        assert (once.indices == weights.indices).all()
+        np.testing.assert_allclose(np.log1p(once.data), weights.data, rtol=1e-4)
+
     def test_queries_are_inverse_document_frequencies(self, student, tiny):
         weights = student.token_weights("query").weights
         backend = student.token_weights("query").tokenizer
@@ -90,6 +101,15 @@ class TestStartFromOthers:
         student = SparseTextEncoder(sparse_student(str(tmp_path / "splade"), tiny.documents), "sparse:student")
         source = load_encoder(f"sparse:{tmp_path / 'splade'}")
         assert student.fingerprint("document") == source.fingerprint("document")
+
+    def test_an_activation_replaces_that_of_a_sparse_encoder(self, student, tiny, tmp_path):
+        student.model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+        for activation, wanted in ((None, "relu"), ("log1p_relu", "log1p_relu")):
+            again = sparse_student(
+                str(tmp_path / "saved"), tiny.documents, queries="inference-free", activation=activation
+            )
+            poolings = [module for module in again.modules() if type(module).__name__ == "SpladePooling"]
+            assert [pooling.activation_function for pooling in poolings] == [wanted]
 
     def test_a_token_table_is_refused(self, tiny, tiny_static):
         with pytest.raises(UserError, match=r"is StaticEmbedding and has no contextual tokens"):

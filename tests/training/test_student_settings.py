@@ -108,6 +108,8 @@ class TestRegularizers:
             ({"name": "l1", "weight": 1, "side": "both"}, r"'document' or 'query'"),
             ({"name": "top-k", "weight": 1, "terms": 0}, r"greater than or equal to 1"),
             ({"name": "l1", "weight": 1, "warmup": 2}, r"less than or equal to 1"),
+            ({"name": "flops", "weight": 1, "threshold": 0}, r"greater than or equal to 1"),
+            ({"name": "anti-zero", "weight": 1, "threshold": 5}, r"threshold is for flops, l1, and top-k"),
         ],
     )
     def test_mistakes(self, given, message):
