@@ -52,7 +52,12 @@ class ConcatenatedEncoder(Encoder):
     @property
     def dimension(self) -> int:
         """The sum of the members' widths."""
-        return sum(member.dimension for member in self.members)
+        return sum(self.widths)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The members' dimensions, in order."""
+        return tuple(member.dimension for member in self.members)
 
     @property
     def similarity(self) -> str:

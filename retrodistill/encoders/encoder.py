@@ -35,6 +35,11 @@ class Encoder(TextModel):
         """Whether it is a token table, without a transformer."""
         return type(self.model[0]).__name__ == "StaticEmbedding"
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Dimensions of the encoders whose vectors are side by side in its own: here one."""
+        return (self.dimension,)
+
     def needs_store(self, role: Role) -> bool:
         """As `TextModel.needs_store`; a token table is faster than the store."""
         return not (self.is_static or self.is_recorded)

@@ -7,6 +7,7 @@ Every objective returns a scalar, float32 or the inputs' wider type, and raises 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from retrodistill.objectives.lists import at_least_float32, cleaned, full_mask
 from retrodistill.objectives.registry import objective
 
 _MI_TEMPERATURE = 0.25
+_MARGIN = 0.015  # of cosines, as in Stella's code
 _aligns = partial(objective, takes=("student", "teacher"), sees="embeddings")
 
 
@@ -30,6 +32,48 @@ def leaf(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student, teacher = _checked(student, teacher)
     return ((student - teacher) ** 2).sum(dim=1).mean()
+
+
+@objective(
+    "teacher-dropping",
+    "leaf for each of several teachers, of which the farthest counts, the others at random (UNIC, arXiv 2408.05088)",
+    ("student", "teacher", "teacher_widths"),
+    sees="embeddings",
+)
+def teacher_dropping(student: Tensor, teacher: Tensor, widths: Sequence[int], keep: float = 0.5) -> Tensor:
+    """Distances to several teachers, of which some are dropped for each text (UNIC, Sariyildiz et al. 2024, section 3).
+
+    A teacher's distance is `leaf` between its part of both embeddings, scaled so that a teacher's part has length 1:
+    from 0 to 4 where the student's has as well. For each text, the teacher with the largest distance counts, and each
+    other one with probability ``keep``, so that no teacher is learned at the expense of another. The result is the mean
+    over the texts of the sum over the teachers that count. UNIC's distance is cosine plus smooth L1; of unit vectors,
+    `leaf` is twice the former.
+
+    Args:
+        student: (batch, d) student embeddings: its projections to each teacher's space, side by side.
+        teacher: (batch, d) embeddings of the teachers, side by side.
+        widths: The teachers' dimensions, in order: two or more, which sum to d.
+        keep: Probability from 0 to 1 with which a teacher that is not the farthest counts. 1 drops none.
+    """
+    student, teacher = _checked(student, teacher)
+    if len(widths) < 2 or sum(widths) != student.shape[1]:
+        raise UserError(
+            f"teacher widths {list(widths)} of embeddings of {student.shape[1]} dimensions; give the widths of two or "
+            "more teachers, which sum to that."
+        )
+    squares = ((student - teacher) ** 2).split(list(widths), dim=1)
+    lengths = (teacher**2).split(list(widths), dim=1)
+    # The scale is that of the batch: a text's own would make a part of length 0 infinitely important.
+    distances = torch.stack(
+        [
+            square.sum(dim=1) / length.sum(dim=1).mean().clamp(min=1e-12)
+            for square, length in zip(squares, lengths, strict=True)
+        ],
+        dim=1,
+    )
+    drawn = torch.rand(distances.shape, device=distances.device) < keep
+    farthest = torch.zeros_like(drawn).scatter(1, distances.argmax(dim=1, keepdim=True), True)
+    return (distances * (drawn | farthest)).sum(dim=1).mean()
 
 
 @_aligns("cosine", "cosine distance to the teacher's embedding of the same text")
@@ -52,13 +96,25 @@ def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
     Widths may differ, and the loss is invariant to rotation. The student therefore learns its own space and cannot
     share an index or queries with the teacher.
     """
-    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
-        raise UserError(
-            f"student embeddings of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; both are (batch, "
-            "dimensions) of the same texts."
-        )
-    ours, theirs = (_cosines(at_least_float32(side)) for side in (student, teacher))
+    ours, theirs = _cosine_matrices(student, teacher)
     return ((ours - theirs).triu(diagonal=1) ** 2).sum() / max(len(student) * (len(student) - 1) // 2, 1)
+
+
+@_aligns("triplets", "order of cosines to other texts of the batch, as the teacher has it (Jasper, arXiv 2412.19048)")
+def triplets(student: Tensor, teacher: Tensor, margin: float = _MARGIN) -> Tensor:
+    """Relative similarities: a text is closer to one text of the batch than to another, as the teacher has it.
+
+    ``mean of max(0, margin - (cos(s_i, s_j) - cos(s_i, s_k)))`` over all triples of texts in which the teacher's
+    ``cos(t_i, t_j)`` is above ``cos(t_i, t_k)``, from 0 to 2 + margin; 0 without such triples (Zhang et al. 2024, third
+    loss). The authors also compare pairs that have no text in common, which takes the fourth power of the batch; here,
+    memory grows with the third: 67 MB for 256 texts. Widths may differ, as in `relation_matching`.
+    """
+    ours, theirs = _cosine_matrices(student, teacher)
+    others = ~torch.eye(len(ours), dtype=torch.bool, device=ours.device)
+    closer = theirs[:, :, None] > theirs[:, None, :]
+    counts = closer & others[:, :, None] & others[:, None, :]
+    short = torch.relu(margin - (ours[:, :, None] - ours[:, None, :]))
+    return (short * counts).sum() / counts.sum().clamp(min=1)
 
 
 @_aligns(
@@ -165,6 +221,16 @@ def token_relations(
     ours, theirs = (_cosines(cleaned(side, valid[:, :, None])) for side in (student, teacher))
     pairs = (valid[:, :, None] & valid[:, None, :]).triu(diagonal=1)
     return ((ours - theirs) ** 2).masked_fill(~pairs, 0.0).sum() / pairs.sum().clamp(min=1)
+
+
+def _cosine_matrices(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """(batch, batch) cosines between texts, the student's and the teacher's, whose widths may differ."""
+    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
+        raise UserError(
+            f"student embeddings of shape {tuple(student.shape)}, teacher's {tuple(teacher.shape)}; both are (batch, "
+            "dimensions) of the same texts."
+        )
+    return _cosines(at_least_float32(student)), _cosines(at_least_float32(teacher))
 
 
 def _cosines(vectors: Tensor) -> Tensor:

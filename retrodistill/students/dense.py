@@ -26,6 +26,7 @@ from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import behind_exit, exits_of, with_modules
 from retrodistill.encoders.token_dropping import make_length_adaptive
 from retrodistill.rankers.bi_encoder import DenseRanker
+from retrodistill.runs.run import top_k
 from retrodistill.students.coded_documents import CodedVectors, QuantizedLoss
 from retrodistill.students.dense_variants import (
     LeadingVectors,
@@ -216,21 +217,21 @@ def train_dense(run: StageRun) -> History:
         return train_both(run, both)
     if data.student is None:
         raise UserError("a stage's data lacks the student as it is at its start.")
-    with main_first():
-        stored = data.student.vectors(data.collection)
-    teacher_vectors = None
-    aligning = [term.name for term in prepared.terms if not term.objective.needs_lists]
-    if aligning:
-        if data.space is None:
-            raise UserError(f"objective {aligning[0]!r} needs a dense teacher to align to; set 'document_encoder'.")
-        teacher_vectors = embed(data.space, data.teacher_queries(prepared.texts.texts).texts, "query")
+    # Without lists, nothing is trained against documents, and those that the student encodes itself change with it.
+    aligns_both_sides = data.own_documents and prepared.lists is None
+    stored = None
+    if not aligns_both_sides:
+        with main_first():
+            stored = data.student.vectors(data.collection)
+    teacher_vectors = _teacher_vectors(run)
+    widths = data.space.widths if data.space is not None else ()
 
     def leading(vectors: np.ndarray | None, cut: int) -> Any:
         return vectors if vectors is None or cut == vectors.shape[1] else LeadingVectors(vectors, cut, unit=unit)
 
     def make(cut: int, alone: bool) -> DistillationLoss:
         scorer = StoredVectorScorer(unit, leading(stored, cut))
-        teacher = TeacherVectors(leading(teacher_vectors, cut), prepared.classes)
+        teacher = TeacherVectors(leading(teacher_vectors, cut), prepared.classes, widths=widths)
         return DistillationLoss(student.model, prepared.terms, scorer, prepared.lists, teacher, alone=alone)
 
     @functools.cache  # exits share them
@@ -242,8 +243,21 @@ def train_dense(run: StageRun) -> History:
         terms = [term for term in prepared.terms if term.objective.needs_lists]  # others do not see documents
         return DistillationLoss(student.model, terms, scorer, prepared.lists, TeacherVectors(), alone=False)
 
-    monitor = held_out_monitor(run, lambda: stored, teacher_vectors, stored)
+    if stored is None:
+        monitor = _monitor_of_relations(run, teacher_vectors)
+    else:
+        monitor = held_out_monitor(run, lambda: stored, teacher_vectors, stored)
     return train_on_texts(run, loss_of_variants(student, stage, make, make_coded), monitor)
+
+
+def _teacher_vectors(run: StageRun) -> np.ndarray | None:
+    """(texts, d) embeddings of the training texts by the document encoder; None if no objective needs them."""
+    aligning = [term.name for term in run.prepared.terms if not term.objective.needs_lists]
+    if not aligning:
+        return None
+    if run.data.space is None:
+        raise UserError(f"objective {aligning[0]!r} needs a dense teacher to align to; set 'document_encoder'.")
+    return embed(run.data.space, run.data.teacher_queries(run.prepared.texts.texts).texts, "query")
 
 
 def train_on_texts(run: StageRun, loss: Any, monitor: HeldOutMonitor | None) -> History:
@@ -272,6 +286,18 @@ def held_out_monitor(
         starts = parents.bounds[:-1]
         grades = {row: {int(parents.rows[at]): grade for at, grade in own.items()} for row, own in grades.items()}
     return HeldOutMonitor(run.student, [texts[row] for row in prepared.held_out], ranked, documents, grades, starts)
+
+
+def _monitor_of_relations(run: StageRun, teacher_vectors: np.ndarray | None) -> HeldOutMonitor | None:
+    """Agreement with the teacher on which held-out texts are close to each other; None for fewer than three texts."""
+    held_out = run.prepared.held_out
+    if len(held_out) < 3 or teacher_vectors is None:
+        return None
+    cosines = teacher_vectors[held_out] @ teacher_vectors[held_out].T
+    np.fill_diagonal(cosines, -np.inf)
+    ranked = top_k(cosines, min(_AGREEMENT_DEPTH, len(held_out) - 1))
+    texts = run.prepared.texts.texts.texts
+    return HeldOutMonitor(run.student, [texts[row] for row in held_out], ranked, None, among_texts=True)
 
 
 def loss_of_variants(

@@ -81,6 +81,7 @@ class TeacherVectors(NamedTuple):
     embeddings: np.ndarray | None = None  # (texts, d), of the training texts
     classes: PseudoClasses | None = None  # of these texts
     tokens: Callable[[dict[str, Tensor], int], TokenBatch] | None = None  # from a column's features and its place
+    widths: Sequence[int] = ()  # of the encoders whose embeddings are side by side
 
 
 class DistillationLoss(nn.Module):
@@ -202,7 +203,8 @@ class DistillationLoss(nn.Module):
         if "embeddings" in self._seen and self._teacher.embeddings is not None:
             student = self.scorer.embeddings(prepared)
             teacher = as_float32(self._teacher.embeddings[rows], student.device)
-            inputs = {"student": student, "teacher": teacher, "classes": self._teacher.classes}
+            inputs: dict[str, Any] = {"student": student, "teacher": teacher, "classes": self._teacher.classes}
+            inputs["teacher_widths"] = self._teacher.widths
             parts |= self._sum("embeddings", inputs)
         if lists is not None:
             parts |= self.scorer.own_terms(encoded, lists, self.progress)
@@ -285,6 +287,10 @@ def _check(term: Term, scorer: Scorer, lists: TrainingLists | None, teacher: Tea
         problems = [
             (not scorer.has_embeddings, "aligns single texts; use it in a stage with train: query_encoder."),
             (teacher.embeddings is None, "needs a dense teacher, whose embeddings it aligns to."),
+            (
+                needs("teacher_widths") and len(teacher.widths) < 2,
+                "needs several teachers; set document_encoder to concat:KIND:NAME+KIND:NAME.",
+            ),
             (objective.dot_only and scorer.cosine, "shapes lengths, which cosine students lack; take cosine or leaf."),
         ]
     else:

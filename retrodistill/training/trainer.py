@@ -267,9 +267,10 @@ class HeldOutMonitor:
     documents: Callable[[], np.ndarray] | None  # (corpus, d) vectors; None if the student encodes documents itself
     grades: Grades = field(default_factory=dict)  # by query and corpus position; of passages, by their document's row
     starts: np.ndarray | None = None  # (documents,) first passage of each document; None without passages
+    among_texts: bool = False  # `teacher_rows` are positions of the other held-out texts, and are ranked
 
     def __call__(self) -> dict[str, float]:
-        """``mean_cosine`` and, with documents, those of `_ranking` over the corpus."""
+        """``mean_cosine`` and those of `_ranking`, over the corpus or the other texts if they are ranked."""
         with evaluating(self.student.model):
             queries = self.student.encode(self.texts, "query", batch_size=256 if self.student.is_static else 32)
         cosine = mean_cosine(queries)
@@ -281,6 +282,10 @@ class HeldOutMonitor:
         measures = {"mean_cosine": cosine}
         if self.documents is not None:
             measures |= _ranking(queries @ self.documents().T, self.teacher_rows, self.grades, self.starts)
+        if self.among_texts:
+            scores = queries @ queries.T
+            np.fill_diagonal(scores, -np.inf)
+            measures |= _ranking(scores, self.teacher_rows, {})
         return measures
 
 

@@ -154,6 +154,25 @@ class TestSpace:
         with pytest.raises(UserError, match=r"^evaluation.truncations: leading dimensions of concat:"):
             check_truncations(Recipe.model_validate(recipe), 64)
 
+    def test_teachers_are_dropped_only_where_there_are_several(self, name):
+        recipe = {"name": "one", "document_encoder": name}
+        recipe["students"] = {"student": {"model": "static", "stages": [{"objectives": "teacher-dropping"}]}}
+        Recipe.model_validate(recipe)
+        with pytest.raises(ValueError, match=r"teacher-dropping needs several teachers; set document_encoder to con"):
+            Recipe.model_validate({**recipe, "document_encoder": "dense:all-MiniLM-L6-v2"})
+
+    def test_a_student_learns_a_smaller_space_of_its_own(self, name, tiny_folder, tiny_model, tmp_path):
+        training = {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-2}
+        stage = {"objectives": ["relations", "triplets"], "training": training, "texts": {"sentences": 1}}
+        student = {"model": f"dense:{tiny_model}", "dimension": 8, "documents": "student", "stages": [stage]}
+        recipe = {"name": "smaller", "collection": str(tiny_folder), "document_encoder": name, "teacher": name}
+        recipe["students"] = {"student": {**student, "control": None}}
+        results = rd.run_recipe(Recipe.model_validate(recipe), tmp_path / "out")
+        assert results.system("student").bytes_per_document == pytest.approx(8 * 4, abs=1)
+        monitors = results.curves["student"]["monitors"]
+        assert monitors
+        assert all(0 < measured["agreement"] <= 1 for measured in monitors)
+
     def test_an_index_a_student_and_a_smaller_dimension(self, name, tiny_folder, tiny_model, tmp_path):
         recipe = {
             "name": "one-index",

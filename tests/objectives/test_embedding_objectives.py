@@ -6,11 +6,20 @@ import pytest
 import torch
 
 from retrodistill.core.errors import UserError
-from retrodistill.objectives.embeddings import cosine, leaf, mi_alpha, norm_and_direction, relation_matching
+from retrodistill.objectives.embeddings import (
+    cosine,
+    leaf,
+    mi_alpha,
+    norm_and_direction,
+    relation_matching,
+    teacher_dropping,
+    triplets,
+)
 from retrodistill.objectives.registry import get_objective
 
 OF_PAIRS = {"leaf": leaf, "cosine": cosine, "nd": norm_and_direction, "mi-alpha": mi_alpha}
-ALL = {**OF_PAIRS, "relations": relation_matching}
+OF_BATCHES = {"relations": relation_matching, "triplets": lambda s, t: triplets(s, t, 0.5)}
+ALL = {**OF_PAIRS, **OF_BATCHES}
 
 
 def embeddings(seed, batch=5, width=6, dtype=torch.float64):
@@ -38,6 +47,38 @@ class TestBruteForce:
         wanted = [(cos(s[i], s[j]) - cos(t[i], t[j])) ** 2 for i, j in itertools.combinations(range(5), 2)]
         assert relation_matching(student, teacher).item() == pytest.approx(sum(wanted) / 10)
 
+    def test_triplets(self):
+        student, teacher = embeddings(1)[0], embeddings(2, width=9)[1]
+        s, t = student.tolist(), teacher.tolist()
+        wanted = [
+            max(0, 0.5 - (cos(s[i], s[j]) - cos(s[i], s[k])))
+            for i, j, k in itertools.permutations(range(5), 3)
+            if cos(t[i], t[j]) > cos(t[i], t[k])
+        ]
+        assert len(wanted) == 30
+        assert triplets(student, teacher, 0.5).item() == pytest.approx(sum(wanted) / 30)
+
+    def test_teacher_dropping(self):
+        student, teacher = embeddings(3, batch=400)
+        torch.manual_seed(0)
+        found = teacher_dropping(student, teacher, (2, 4), keep=0.5).item()
+        parts = [(slice(0, 2), 0), (slice(2, 6), 1)]
+        s, t = student.tolist(), teacher.tolist()
+        lengths = [sum(dot(row[part], row[part]) for row in t) / 400 for part, _ in parts]
+        distances = [
+            [sum((x - y) ** 2 for x, y in zip(a[part], b[part], strict=True)) / lengths[n] for part, n in parts]
+            for a, b in zip(s, t, strict=True)
+        ]
+        torch.manual_seed(0)
+        drawn = (torch.rand(400, 2, dtype=torch.float64) < 0.5).tolist()
+        wanted = sum(
+            value
+            for row, kept in zip(distances, drawn, strict=True)
+            for value, stays in zip(row, kept, strict=True)
+            if stays or value == max(row)
+        )
+        assert found == pytest.approx(wanted / 400, rel=0.02)
+
     def test_nd(self):
         student, teacher = embeddings(3)
         centers = embeddings(4)[0]
@@ -61,6 +102,31 @@ class TestBruteForce:
             marginal.append(sum(others) / 4 / (alpha * sum(others) / 4 + baseline))
         wanted = -(1 + sum(joint) / 5 - sum(marginal) / 5)
         assert mi_alpha(student, teacher, temperature=0.5, alpha=alpha).item() == pytest.approx(wanted)
+
+
+class TestTeacherDropping:
+    def test_without_dropping_it_is_leaf_per_teacher(self):
+        student, teacher = (torch.nn.functional.normalize(side, dim=1) for side in embeddings(0))
+        ours, theirs = torch.cat([student, teacher], dim=1), torch.cat([teacher, student], dim=1)
+        found = teacher_dropping(ours / math.sqrt(2), theirs / math.sqrt(2), (6, 6), keep=1.0)
+        torch.testing.assert_close(found, 2 * leaf(student, teacher))
+
+    def test_with_all_dropped_only_the_farthest_teacher_teaches(self):
+        teacher = torch.tensor([[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
+        student = torch.tensor([[0.0, 1.0, 1.0, 0.2], [1.0, 0.2, 0.0, 1.0]], requires_grad=True)
+        teacher_dropping(student, teacher, (2, 2), keep=0.0).backward()
+        assert (student.grad != 0).tolist() == [[True, True, False, False], [False, False, True, True]]
+
+    @pytest.mark.parametrize("widths", [(6,), (3, 2), ()])
+    def test_widths_that_are_not_those_of_several_teachers(self, widths):
+        with pytest.raises(UserError, match=r"give the widths of two or more teachers"):
+            teacher_dropping(*embeddings(0), widths)
+
+    def test_gradients_are_those_of_finite_differences(self):
+        student, teacher = embeddings(7)
+        assert torch.autograd.gradcheck(
+            lambda s: teacher_dropping(s, teacher, (2, 4), keep=1.0), [student.requires_grad_()]
+        )
 
 
 class TestReferences:
@@ -117,12 +183,18 @@ class TestReferences:
 
 
 class TestMeaning:
-    def test_relations_ignore_rotation_and_width(self):
+    @pytest.mark.parametrize("name", OF_BATCHES)
+    def test_relations_ignore_rotation_and_width(self, name):
         student, teacher = embeddings(4)
         rotation = torch.linalg.qr(embeddings(5, batch=6)[0])[0]
-        torch.testing.assert_close(relation_matching(student @ rotation, teacher), relation_matching(student, teacher))
+        torch.testing.assert_close(OF_BATCHES[name](student @ rotation, teacher), OF_BATCHES[name](student, teacher))
         wider = torch.cat([teacher, torch.zeros(5, 3)], dim=1)
-        assert relation_matching(wider, teacher).item() == pytest.approx(0, abs=1e-12)
+        torch.testing.assert_close(OF_BATCHES[name](wider, teacher), OF_BATCHES[name](teacher, teacher))
+
+    def test_relations_and_triplets_are_zero_where_the_student_is_the_teacher(self):
+        teacher = embeddings(4)[1]
+        assert relation_matching(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+        assert triplets(teacher, teacher, margin=0.0).item() == pytest.approx(0, abs=1e-12)
 
     def test_nd_pulls_at_length_up_to_the_teachers_and_at_direction_beyond(self):
         teacher = torch.tensor([[2.0, 0.0]])
@@ -137,7 +209,7 @@ class TestMeaning:
     def test_a_batch_of_one_has_no_relation(self):
         student, teacher = embeddings(6, batch=1)
         student.requires_grad_()
-        for objective in (relation_matching, mi_alpha):
+        for objective in (relation_matching, triplets, mi_alpha):
             loss = objective(student, teacher)
             assert loss == 0
             assert (torch.autograd.grad(loss, student)[0] == 0).all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from retrodistill.encoders import load_encoder
+from retrodistill.encoders.concatenated import ConcatenatedEncoder
 from retrodistill.encoders.multi_vector import MultiVectorModel, token_encoder
 from retrodistill.objectives.registry import OBJECTIVES, REGULARIZERS, get_objective
 from retrodistill.rankers.bi_encoder import MultiVectorRanker
@@ -47,6 +48,8 @@ def student_of(name, model):
         stage["objectives"] = ["kl", name]
     if objective.dot_only:
         return {"model": f"dense:{model}", "stages": [stage]}
+    if objective.needs("teacher_widths"):
+        return {"model": f"dense:{model}", "dimension": "space", "stages": [stage]}
     if objective.needs("classes"):
         stage["texts"] = {"sentences": 3, "documents": True}
     return {"model": "static", "stages": [stage]}
@@ -54,7 +57,8 @@ def student_of(name, model):
 
 def trained(settings, data, folder):
     student = StudentSettings.model_validate({**settings, "control": None})
-    Recipe.model_validate({"name": "one", "students": {"student": student.model_dump()}})
+    several = "concat:dense:all-MiniLM-L6-v2+dense:all-mpnet-base-v2"  # as some objectives need; nothing is loaded
+    Recipe.model_validate({"name": "one", "document_encoder": several, "students": {"student": student.model_dump()}})
     model = build_student(student, replace(data, own_documents=student.documents == "student"))
     before = [value.detach().clone() for value in model.parameters()]
     history = run_stage(
@@ -64,10 +68,13 @@ def trained(settings, data, folder):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_trains_a_stage_of_a_recipe(name, data, tiny_model, tmp_path):
+def test_every_objective_trains_a_stage_of_a_recipe(name, data, tiny_model, tiny_static, tmp_path):
     if name == "token-relations":
         teacher = MultiVectorModel(token_encoder(tiny_model), "multi-vector:teacher")
         data = replace(data, teacher=MultiVectorRanker(teacher))
+    if get_objective(name).needs("teacher_widths"):
+        members = [load_encoder(f"dense:{tiny_model}"), load_encoder(f"static:{tiny_static}")]
+        data = replace(data, space=ConcatenatedEncoder("concat", members))
     if get_objective(name).needs("labels"):
         data = replace(data, teacher=soft_labels([data.teacher], "sigmoid", [1.0]))
     if get_objective(name).corrects_by_labels:

@@ -213,7 +213,8 @@ class TestStoredTargets:
         model.similarity_fn_name = "dot"
         classes = pseudo_classes(np.tile(DOCUMENTS, (3, 1)) + NOISE, np.repeat([0, 1], [8, 7]), 2)
         for name in EMBEDDING_OBJECTIVES:
-            teacher = TeacherVectors(DOCUMENTS, classes)
+            widths = (1, DOCUMENTS.shape[1] - 1)
+            teacher = TeacherVectors(DOCUMENTS, classes, widths=widths)
             loss = DistillationLoss(model, [Term(name)], StoredVectorScorer(cosine=False), None, teacher)
             parts = loss([features(model, TEXTS)], torch.arange(4))
             assert torch.isfinite(parts[name])

@@ -60,6 +60,13 @@ class TestAgreement:
     def test_without_stored_documents_only_collapse_is_watched(self, student, documents):
         assert set(HeldOutMonitor(student, TEXTS, np.zeros((4, 3), dtype=int), None)()) == {"mean_cosine"}
 
+    def test_texts_are_ranked_among_themselves(self, student):
+        cosines = student.encode(TEXTS, "query") @ student.encode(TEXTS, "query").T
+        nearest = [[other for other in np.argsort(-row) if other != place] for place, row in enumerate(cosines)]
+        for rows, agrees in ((nearest, True), ([row[::-1] for row in nearest], False)):
+            measured = HeldOutMonitor(student, TEXTS, np.array(rows), None, among_texts=True)()
+            assert (measured["agreement"] == pytest.approx(1)) == agrees
+
 
 class TestQuality:
     """nDCG@10 by the labels of held-out training queries."""
