@@ -165,8 +165,9 @@ class StudentSettings(Settings):
     lexical_dim: int | None = Field(default=None, ge=1)
     """Width of a lexical vector next to a dense student's vector; it is trained in stages with `train: lexical`. Sparse
     students have `lexical_terms` instead."""
-    queries: Literal["model", "inference-free"] = "model"
-    """How a sparse student encodes queries: with its `model`, or `inference-free`, with one fixed weight per token."""
+    queries: Literal["model", "inference-free", "separate-model"] = "model"
+    """How a sparse student encodes queries: with its `model`, `inference-free`, with one fixed weight per token, or
+    with a `separate-model`, a copy of the documents' encoder that `train: query_encoder` trains."""
     expansion: int | None = Field(default=None, ge=1)
     """Number of tokens to which queries of a multi-vector student are padded with the mask token."""
     documents: Literal["frozen", "student"] = "frozen"
@@ -192,7 +193,7 @@ class StudentSettings(Settings):
     tokens, with the fewest, and with a random share of them."""
     lexical_terms: bool = False
     """Whether the documents of a sparse student also weight their own tokens as BM25 does, with a learned weight per
-    token. For inference-free queries. Dense students have `lexical_dim` instead."""
+    token. For queries that are not encoded as documents are. Dense students have `lexical_dim` instead."""
     activation: Literal["relu", "log1p_relu"] | None = Field(default=None, exclude_if=lambda given: given is None)
     """What becomes of a sparse student's logits: `relu`, SPLADE's logarithm, or `log1p_relu`, the logarithm of that,
     which weighs terms more evenly (OpenSearch's doc-v3 encoders). By default, a sparse encoder's own, or `relu`."""
@@ -320,7 +321,7 @@ class StudentSettings(Settings):
         if self.documents == "frozen" and moving:
             raise ValueError(f"train: {moving[0]} changes the student's document vectors; set documents: student")
         frozen_lists = any(stage.train == "query_encoder" and stage.needs_lists for stage in self.stages)
-        if self.documents == "student" and frozen_lists:
+        if self.documents == "student" and frozen_lists and not self.kind.has_own_documents:
             raise ValueError(
                 "a list objective with train: query_encoder learns against stored document vectors, which documents: "
                 "student changes; set train: both_encoders, or documents: frozen"

@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import Tensor, nn
 
 from retrodistill.core.errors import UserError
-from retrodistill.core.runtime import main_first
+from retrodistill.core.runtime import average_gradients, main_first
 from retrodistill.data.texts import Texts
 from retrodistill.encoders.contract import Role
 from retrodistill.encoders.embeddings import EmbeddingStore, embed
@@ -249,6 +249,7 @@ def train_hybrid(run: StageRun) -> History:
     bags = token_bags(student.model, corpus, student.prompt("document"))
     scorer = LexicalHalfScorer(student.model, queries, documents, bags)
     with only_trained(student.model, scorer.trained):
+        average_gradients(scorer.trained)  # the wrapped model's forward would do it, and does not run
         loss = DistillationLoss(student.model, prepared.terms, scorer, prepared.lists)
         return train_on_texts(run, loss, held_out_monitor(run, scorer.document_vectors))
 

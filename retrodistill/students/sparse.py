@@ -25,10 +25,19 @@ from retrodistill.rankers.bi_encoder import SparseRanker
 from retrodistill.students.lexical_terms import LexicalTerms, token_ids
 from retrodistill.students.pruning import pruned
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
-from retrodistill.students.sparse_training import SparsityAlarm, check_head, exhaustive, store_documents, train_sparse
+from retrodistill.students.sparse_queries import train_query_encoder, with_query_encoder
+from retrodistill.students.sparse_training import (
+    SparsityAlarm,
+    check_head,
+    exhaustive,
+    store_documents,
+    train_head_or_both,
+)
 from retrodistill.students.static import fast_tokenizer, inverse_document_frequencies
 from retrodistill.students.stored_states import head_of, stored_states
 from retrodistill.students.vdr import with_query_weights, with_vdr_head
+from retrodistill.training.stages import StageRun
+from retrodistill.training.trainer import History
 
 Activation: TypeAlias = Literal["relu", "log1p_relu"]
 
@@ -47,7 +56,7 @@ def sparse_student(
     source: str,
     corpus: Texts,
     *,
-    queries: Literal["model", "inference-free"] = "model",
+    queries: Literal["model", "inference-free", "separate-model"] = "model",
     head: Literal["splade", "vdr"] = "splade",
     lexical_terms: bool = False,
     layers: int | None = None,
@@ -63,30 +72,41 @@ def sparse_student(
         source: Folder or hub name of a sparse encoder, a masked language model or a bi-encoder.
         corpus: Documents that heads and query weights start from.
         queries: ``model``: queries are encoded as documents are. ``inference-free``: each token of a query has one
-            weight, at first its inverse document frequency (arXiv 2411.04403), and no model runs.
+            weight, at first its inverse document frequency (arXiv 2411.04403), and no model runs. ``separate-model``:
+            queries have a copy of the documents' encoder, see `with_query_encoder`; an inference-free encoder keeps its
+            documents, and its token weights are the copy's factors.
         head: ``splade``, or ``vdr``, see `VocabularyPooling`.
-        lexical_terms: Documents also weight their own tokens, see `LexicalTerms`; for inference-free queries only.
+        lexical_terms: Documents also weight their own tokens, see `LexicalTerms`; for queries that are not encoded as
+            documents are.
         layers: Number of transformer layers to keep, from the first.
         max_length: Maximum number of tokens of a text; the model's own by default.
         activation: ``log1p_relu`` takes the logarithm twice (OpenSearch's doc-v3, arXiv 2504.14839), ``relu`` once; a
             sparse encoder's own by default, and ``relu`` for others.
     """
     base = _base(source, corpus, layers, max_length, activation)
+    encoder = SparseTextEncoder(base, f"sparse:{source}")
     if queries == "model" or any(hasattr(module, "sub_modules") for module in base):
-        if queries == "model" and SparseTextEncoder(base, f"sparse:{source}").is_inference_free:
+        free = encoder.token_weights("query")
+        if queries == "model" and free is not None:
             raise UserError(f"model {source} has inference-free queries; set the student's queries to that.")
         if lexical_terms:
-            raise UserError("lexical terms are for new students with inference-free queries; set lexical_terms: false.")
+            raise UserError(
+                "lexical terms are for new students whose queries have no model or a separate one; set "
+                "lexical_terms: false."
+            )
+        if queries == "separate-model" and free is not None:
+            return with_query_encoder(base, encoder.modules("document"), free.weights)
         return with_vdr_head(base) if head == "vdr" else base
-    weights = _inverse_frequencies(SparseTextEncoder(base, f"sparse:{source}"), corpus)
+    weights = _inverse_frequencies(encoder, corpus)
     documents: list[Any] = list(base.children())
     if lexical_terms:
-        encoder = SparseTextEncoder(base, "sparse:student")
         average = token_ids(encoder, spread(corpus.column, _AT_MOST))[1].mean()
         terms = LexicalTerms(encoder.dimension, average, base.tokenizer.all_special_ids)
         for parameter in head_of(encoder).linear.parameters():  # the head finds the text's own tokens, too
             parameter.data.mul_(_SHARED)
         documents.append(terms.to(base.device))
+    if queries == "separate-model":
+        return with_query_encoder(base, documents, weights)
     student: SparseEncoder = with_query_weights(base, torch.from_numpy(weights), documents)
     return student
 
@@ -265,8 +285,21 @@ def _check(settings: Any) -> None:
         raise ValueError("head: vdr encodes queries as it does documents; leave queries out")
     if settings.head == "vdr" and settings.activation is not None:
         raise ValueError("head: vdr has its own activation; leave activation out")
-    if settings.lexical_terms and settings.queries != "inference-free":
-        raise ValueError("lexical_terms is for sparse students with queries: inference-free; set both")
+    if settings.lexical_terms and settings.queries == "model":
+        raise ValueError("lexical_terms is for sparse students with queries: inference-free or separate-model; set one")
+    trained = {stage.train for stage in settings.stages}
+    if "query_encoder" in trained and settings.queries != "separate-model":
+        raise ValueError(
+            "train: query_encoder trains queries while documents stay as they are; set queries: separate-model"
+        )
+    if "head" in trained and settings.queries == "separate-model":
+        raise ValueError(
+            "train: head trains the head of the documents and queries: separate-model has two; train documents with "
+            "queries: inference-free, and start from that student: model: sparse:FOLDER"
+        )
+    for stage in settings.stages:
+        if stage.train == "query_encoder" and any(each.side == "document" for each in stage.regularizers):
+            raise ValueError("train: query_encoder leaves documents as they are; set the regularizers' side: query")
     if settings.head == "vdr" and any(stage.train == "head" for stage in settings.stages):
         raise ValueError("train: head trains the term weights of SPLADE; with head: vdr, set train: both_encoders")
 
@@ -280,6 +313,10 @@ def _describe(student: SparseTextEncoder, data: Any) -> tuple[dict[str, Any], li
     return {"sparsity": measured}, alarm.notes
 
 
+def _train(run: StageRun) -> History:
+    return train_query_encoder(run) if run.stage.train == "query_encoder" else train_head_or_both(run)
+
+
 KIND = Kind(
     "sparse",
     library_class="SparseEncoder",
@@ -287,12 +324,12 @@ KIND = Kind(
     start=_start,
     load=lambda folder: load_encoder(f"sparse:{folder}", SPARSE),
     wrap=SparseTextEncoder,
-    train=train_sparse,
+    train=_train,
     ranker=lambda student, documents: SparseRanker(student),
     store_documents=store_documents,
     exhaustive=exhaustive,
     describe=_describe,
-    parts=("head", "both_encoders"),
+    parts=("head", "both_encoders", "query_encoder"),
     defaults=_defaults,
     options=frozenset({"queries", "head", "lexical_terms", "activation", "keep", "trim"}),
     complete=_complete,

@@ -95,7 +95,7 @@ class SparsityAlarm:
             log(f"warning: {self.notes[-1]}")
 
 
-def train_sparse(run: StageRun) -> History:
+def train_head_or_both(run: StageRun) -> History:
     """Train a sparse student through a stage: its head, or both encoders."""
     alarm = SparsityAlarm()
     history = _train_head(run, alarm) if run.stage.train == "head" else _train_both(run, alarm)

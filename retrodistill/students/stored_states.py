@@ -324,7 +324,6 @@ def only_trained(model: Any, trained: Sequence[Any]) -> Iterator[None]:
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    average_gradients(trained)  # the wrapped model's forward would do it, and does not run
     yield
     model.requires_grad_(True)
     frozen.requires_grad_(False)
@@ -335,27 +334,38 @@ def train_head(run: StageRun, scorer: HeadScorer, watch: Watch = lambda document
     model, texts = run.student.model, run.prepared.texts.texts.texts
     groups = require_groups(drawn_groups(run).of_texts(training_rows(run.prepared, run.stage)))
     with only_trained(model, scorer.trained):
+        average_gradients(scorer.trained)  # the wrapped model's forward would do it, and does not run
         loss = DistillationLoss(model, run.prepared.terms, scorer, groups)
         columns = {"query": [texts[row] for row in groups.text_rows]}
-        return fit(run, loss, columns, groups.text_rows, range(len(groups)), _monitor(run, scorer, watch))
+        return fit(run, loss, columns, groups.text_rows, range(len(groups)), _head_monitor(run, scorer, watch))
 
 
-def _monitor(run: StageRun, scorer: HeadScorer, watch: Watch) -> RankMonitor | None:
-    """Agreement with the teacher, and with labels, over a sample of the corpus."""
-    prepared, texts = run.prepared, run.prepared.texts.texts.texts
-    if len(prepared.held_out) < 2:
-        return None
-    best = teacher_rows(prepared, _DEPTH)
-    others = np.random.default_rng(run.data.seed).permutation(len(scorer.documents))[: max(0, _SAMPLE - best.size)]
-    sample = np.unique(np.concatenate([best[best >= 0], others]))
-    ranked = np.where(best >= 0, np.searchsorted(sample, np.maximum(best, 0)), -1)
-    queries = scorer.held_out(run.student, [texts[row] for row in prepared.held_out])
+def _head_monitor(run: StageRun, scorer: HeadScorer, watch: Watch) -> RankMonitor | None:
+    texts, held_out = run.prepared.texts.texts.texts, run.prepared.held_out
+    queries = scorer.held_out(run.student, [texts[row] for row in held_out]) if len(held_out) > 1 else None
 
-    def scores() -> np.ndarray:
+    def scores(sample: np.ndarray) -> np.ndarray:
         blocks = [sample[start : start + _BLOCK] for start in range(0, len(sample), _BLOCK)]
         with torch.no_grad():
             return np.concatenate([scorer.matrix(queries, block).cpu().numpy() for block in blocks], axis=1)
 
+    return sampled_monitor(run, len(scorer.documents), scores, watch)
+
+
+def sampled_monitor(
+    run: StageRun, documents: int, scores_of: Callable[[np.ndarray], np.ndarray], watch: Watch
+) -> RankMonitor | None:
+    """Agreement with the teacher, and with labels, over a sample of the corpus; None for fewer than two held-out texts.
+
+    ``scores_of`` gives (held out, m) scores of documents at (m,) corpus positions, of which there are ``documents``.
+    """
+    prepared = run.prepared
+    if len(prepared.held_out) < 2:
+        return None
+    best = teacher_rows(prepared, _DEPTH)
+    others = np.random.default_rng(run.data.seed).permutation(documents)[: max(0, _SAMPLE - best.size)]
+    sample = np.unique(np.concatenate([best[best >= 0], others]))
+    ranked = np.where(best >= 0, np.searchsorted(sample, np.maximum(best, 0)), -1)
     counted = sample[np.linspace(0, len(sample) - 1, min(_COUNTED, len(sample)), dtype=int)]
     grades = labeled_places(prepared, run.data, prepared.held_out, sample)
-    return RankMonitor(scores, ranked, lambda: watch(counted), grades)
+    return RankMonitor(lambda: scores_of(sample), ranked, lambda: watch(counted), grades)

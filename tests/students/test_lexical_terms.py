@@ -80,5 +80,5 @@ class TestStudents:
         assert found.numpy() == pytest.approx(wanted, abs=5e-3)  # states are float16
 
     def test_queries_through_a_model_are_refused(self, tiny: Collection, tiny_model: str) -> None:
-        with pytest.raises(UserError, match="inference-free"):
+        with pytest.raises(UserError, match="set lexical_terms: false"):
             sparse_student(tiny_model, tiny.documents, queries="model", lexical_terms=True)

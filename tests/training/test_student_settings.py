@@ -23,7 +23,7 @@ class TestKinds:
         [
             ("static", "head", "query_encoder or both_encoders"),
             ("dense:x", "head", "query_encoder or both_encoders"),
-            ("sparse:x", "query_encoder", "head or both_encoders"),
+            ("sparse:x", "lexical", "head or both_encoders or query_encoder"),
             ("multi-vector:x", "lexical", "head or both_encoders"),
             ("cross-encoder:x", "head", "both_encoders"),
         ],
