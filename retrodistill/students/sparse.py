@@ -27,6 +27,7 @@ from retrodistill.students.pruning import pruned
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_queries import train_query_encoder, with_query_encoder
 from retrodistill.students.sparse_training import (
+    NEVER,
     SparsityAlarm,
     check_head,
     exhaustive,
@@ -47,7 +48,6 @@ _OWN = {"relu": float(np.e - 1), "log1p_relu": float(np.expm1(np.e - 1))}
 _ZERO_AT = 0.7  # where a token's logit is zero at the start, as a share of what its mean state gives
 _DEVIATIONS = 4.5  # for a token that no document has, its zero's least distance from the mean: none has it by chance
 _RIDGE = 1e-3  # of the mean variance, on the covariance within terms
-_NEVER = -1.0  # bias of terms that no text may have
 _SHARED = 0.5  # strength at the start of a head that has lexical terms next to it
 _MEASURED = 128  # texts that sparsity is measured on
 
@@ -202,7 +202,7 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     scales = own / np.maximum(np.maximum(strengths - zeros, (1 - _ZERO_AT) / 2 * strengths), max(floor / 10, 1e-9))
     vectors, biases = vectors * scales[:, None], -zeros * scales
     never = tokenizer.all_special_ids
-    vectors[never], biases[never] = 0.0, _NEVER
+    vectors[never], biases[never] = 0.0, NEVER
     return vectors.astype(np.float32), biases.astype(np.float32)
 
 

@@ -34,6 +34,7 @@ from retrodistill.students.stored_states import (
 )
 from retrodistill.students.vdr import vocabulary_pooling
 from retrodistill.training.lists import ListBatch
+from retrodistill.training.prepared import training_rows
 from retrodistill.training.scorers import VectorScorer, View
 from retrodistill.training.settings import RegularizerSettings
 from retrodistill.training.stages import BothEncoders, StageRun, evaluating, train_both
@@ -43,6 +44,8 @@ _DENSE = 0.1  # share of the vocabulary above which an inverted index does not p
 _EMPTY = 0.1  # share of texts without a term
 _TERMS = 4096  # whose weights are computed at once in a search
 _COUNTED = 1024  # other terms that a document's number of terms is estimated from
+_TOKENIZED = 10_000  # texts at a time
+NEVER = -1.0  # bias of terms that the head never gives
 _REGULARIZED = 32  # documents drawn for each step, whose weights of the batch's terms the regularizers see
 
 
@@ -180,7 +183,26 @@ def _train_head(run: StageRun, alarm: SparsityAlarm) -> History:
         alarm(alive, vocabulary)
         return {"terms": float(np.mean(alive))}
 
-    return train_head(run, scorer, terms)
+    history = train_head(run, scorer, terms)
+    if lexical_terms_of(student) is not None:
+        texts = run.prepared.texts.texts.texts
+        without_untaught(student, [texts[row] for row in np.unique(training_rows(run.prepared, run.stage))])
+    return history
+
+
+def without_untaught(student: SparseTextEncoder, texts: Sequence[str]) -> None:
+    """Take terms that no training text has out of the head, in place; documents keep them as lexical terms.
+
+    Only terms of a query have gradients. Others expand documents as they did at the start, which no query has tested,
+    and they are most of a document's terms.
+    """
+    taught = np.zeros(student.dimension, dtype=bool)
+    for start in range(0, len(texts), _TOKENIZED):
+        taught[student.encode(texts[start : start + _TOKENIZED], "query").indices] = True
+    linear, untaught = head_of(student).linear, torch.from_numpy(~taught)
+    with torch.no_grad():
+        linear.weight[untaught.to(linear.weight.device)] = 0.0
+        linear.bias[untaught.to(linear.bias.device)] = NEVER
 
 
 class TermHead:

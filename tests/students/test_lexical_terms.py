@@ -8,12 +8,17 @@ import torch
 
 from retrodistill.core.errors import UserError
 from retrodistill.data import Collection
+from retrodistill.data.pseudo_queries import title_texts
 from retrodistill.encoders.loading import load_sparse
 from retrodistill.encoders.sparse import SparseTextEncoder
+from retrodistill.rankers.loading import load_ranker
 from retrodistill.students.lexical_terms import LexicalTerms, lexical_terms_of
+from retrodistill.students.registry import run_stage
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.sparse_training import TermHead
 from retrodistill.students.stored_states import head_of, stored_states
+from retrodistill.training.settings import StageSettings
+from retrodistill.training.training_data import TrainingData
 
 
 @pytest.fixture
@@ -82,3 +87,30 @@ class TestStudents:
     def test_queries_through_a_model_are_refused(self, tiny: Collection, tiny_model: str) -> None:
         with pytest.raises(UserError, match="set lexical_terms: false"):
             sparse_student(tiny_model, tiny.documents, queries="model", lexical_terms=True)
+
+
+class TestTraining:
+    def test_documents_expand_to_terms_of_training_texts_only(
+        self, student: SparseTextEncoder, tiny: Collection, tmp_path
+    ) -> None:
+        training = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-2}
+        stage = {"objectives": "kl", "train": "head", "texts": {"titles": True, "sentences": 0}, "training": training}
+        settings = StageSettings.model_validate({**stage, "candidates": {"depth": 6, "sources": ["bm25"]}})
+        queries = tiny.split("train")
+        data = TrainingData(tiny, queries, load_ranker("bm25"), None, tmp_path / "out", own_documents=True)
+        texts = tiny.documents.texts
+        before = student.encode(texts, "document")
+        run_stage(student.model, settings, data, tmp_path / "work", "")
+        tokenizer = student.model.tokenizer
+        taught = {
+            token for text in [*queries.texts, *title_texts(tiny).texts] for token in tokenizer(text)["input_ids"]
+        }
+        expansions, dropped = 0, 0
+        after = student.encode(texts, "document")
+        for row, text in enumerate(texts):
+            own = set(tokenizer(text)["input_ids"])
+            assert set(after[[row]].indices.tolist()) <= own | taught
+            expansions += len(set(after[[row]].indices.tolist()) - own)
+            dropped += len(set(before[[row]].indices.tolist()) - own - taught)
+        assert expansions > 0
+        assert dropped > 0
