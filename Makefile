@@ -18,12 +18,13 @@ SEED ?= 0
 demo: install
 	$(BIN)/retrodistill demo --out out/demo
 
-# Linter, types and tests; no network beyond installation.
+# Linter, types and tests; no network beyond installation. Types are checked while the first tests run.
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow"
+	$(BIN)/mypy & types=$$!; \
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow"; tests=$$?; \
+	wait $$types && exit $$tests
 
 # The other tests: whole recipes, the code of every page, several processes; those of faults are `make faults`.
 test-slow: install
