@@ -64,7 +64,7 @@ def routed(
     embeddings = load_encoder(model).encode(queries.texts, "query")
     cosines = embeddings @ embeddings.T
     np.fill_diagonal(cosines, -np.inf)
-    nearest = np.argsort(-cosines, axis=1, kind="stable")
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :-1]  # the last is the query itself
     rows = np.arange(len(queries))
     routes = {str(count): values[nearest[:, :count]].mean(axis=1).argmax(axis=1) for count in _NEIGHBORS}
     routes |= {"all": (values.sum(axis=0) - values).argmax(axis=1), "oracle": values.argmax(axis=1)}
@@ -76,8 +76,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("collections", nargs="+", help="BEIR folders with a split train")
     parser.add_argument("--models", nargs="+", default=["dense:all-MiniLM-L6-v2"], help="the members besides BM25")
-    parser.add_argument("--fusions", action="store_true", help="compare methods of fusion in place of weights")
-    parser.add_argument("--routing", action="store_true", help="choose weights for each query by its neighbors")
+    compared_by = parser.add_mutually_exclusive_group()
+    compared_by.add_argument("--fusions", action="store_true", help="compare methods of fusion in place of weights")
+    compared_by.add_argument("--routing", action="store_true", help="choose weights for each query by its neighbors")
     args = parser.parse_args()
     members = [load_ranker("bm25"), *map(load_ranker, args.models)]
     compared = dict(ensembles(members, args.fusions))

@@ -21,6 +21,7 @@ from retrodistill.objectives.registry import objective
 _MI_TEMPERATURE = 0.25
 _MARGIN = 0.015  # of cosines, as in Stella's code
 _aligns = partial(objective, takes=("student", "teacher"), sees="embeddings")
+_relates = partial(objective, takes=("student", "whole_teacher"), sees="embeddings")
 
 
 @_aligns("leaf", "squared distance to the teacher's embedding of the same text (arXiv 2509.12539)")
@@ -87,7 +88,7 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - cosine_similarity(student, teacher, dim=1)).mean()
 
 
-@_aligns("relations", "cosines between the batch's texts, as the teacher has them (arXiv 1907.09682)")
+@_relates("relations", "cosines between the batch's texts, as the teacher has them (arXiv 1907.09682)")
 def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
     """Match pairwise similarities: the student's cosines between all texts of the batch against the teacher's.
 
@@ -100,14 +101,14 @@ def relation_matching(student: Tensor, teacher: Tensor) -> Tensor:
     return ((ours - theirs).triu(diagonal=1) ** 2).sum() / max(len(student) * (len(student) - 1) // 2, 1)
 
 
-@_aligns("triplets", "order of cosines to other texts of the batch, as the teacher has it (Jasper, arXiv 2412.19048)")
+@_relates("triplets", "order of cosines to other texts of the batch, as the teacher has it (Jasper, arXiv 2412.19048)")
 def triplets(student: Tensor, teacher: Tensor, margin: float = _MARGIN) -> Tensor:
     """Relative similarities: a text is closer to one text of the batch than to another, as the teacher has it.
 
     ``mean of max(0, margin - (cos(s_i, s_j) - cos(s_i, s_k)))`` over all triples of texts in which the teacher's
     ``cos(t_i, t_j)`` is above ``cos(t_i, t_k)``, from 0 to 2 + margin; 0 without such triples (Zhang et al. 2024, third
     loss). The authors also compare pairs that have no text in common, which takes the fourth power of the batch; here,
-    memory grows with the third: 67 MB for 256 texts. Widths may differ, as in `relation_matching`.
+    memory grows with the third: 240 MB for 256 texts. Widths may differ, as in `relation_matching`.
     """
     ours, theirs = _cosine_matrices(student, teacher)
     others = ~torch.eye(len(ours), dtype=torch.bool, device=ours.device)

@@ -36,6 +36,7 @@ INPUTS = {
     "t": "share of the teacher in an interpolated target, from a schedule that follows the training's progress",
     "student": "(batch, d) student embeddings of the texts",
     "teacher": "(batch, d) teacher embeddings of the same texts",
+    "whole_teacher": "(batch, e) the same in all dimensions, where `teacher` has the leading ones only",
     "teacher_widths": "widths of the several teachers whose embeddings are concatenated",
     "classes": "the pseudo-classes of the training texts",
     "student_tokens": "(batch, tokens, d) the student's token vectors",

@@ -321,6 +321,12 @@ class StudentSettings(Settings):
         if self.documents == "frozen" and moving:
             raise ValueError(f"train: {moving[0]} changes the student's document vectors; set documents: student")
         frozen_lists = any(stage.train == "query_encoder" and stage.needs_lists for stage in self.stages)
+        aligned = [stage for stage in self.stages if stage.train == "query_encoder" and not stage.needs_lists]
+        if self.documents == "student" and any(stage.training.keep_by != "agreement" for stage in aligned):
+            raise ValueError(
+                "keep_by: ndcg@10 ranks documents, and a stage without lists does not read those that the student "
+                "encodes itself; leave keep_by out"
+            )
         if self.documents == "student" and frozen_lists and not self.kind.has_own_documents:
             raise ValueError(
                 "a list objective with train: query_encoder learns against stored document vectors, which documents: "

@@ -25,6 +25,7 @@ from retrodistill.encoders.length_adaptive import length_adaptive_settings
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import behind_exit, exits_of, with_modules
 from retrodistill.encoders.token_dropping import make_length_adaptive
+from retrodistill.encoders.vectors import normalized
 from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.runs.run import top_k
 from retrodistill.students.coded_documents import CodedVectors, QuantizedLoss
@@ -231,7 +232,9 @@ def train_dense(run: StageRun) -> History:
 
     def make(cut: int, alone: bool) -> DistillationLoss:
         scorer = StoredVectorScorer(unit, leading(stored, cut))
-        teacher = TeacherVectors(leading(teacher_vectors, cut), prepared.classes, widths=widths)
+        # Objectives on relations among texts compare any widths, and the others need equal ones.
+        fitting = teacher_vectors if cut == student.dimension else leading(teacher_vectors, cut)
+        teacher = TeacherVectors(fitting, prepared.classes, whole=teacher_vectors, widths=widths)
         return DistillationLoss(student.model, prepared.terms, scorer, prepared.lists, teacher, alone=alone)
 
     @functools.cache  # exits share them
@@ -293,7 +296,8 @@ def _monitor_of_relations(run: StageRun, teacher_vectors: np.ndarray | None) -> 
     held_out = run.prepared.held_out
     if len(held_out) < 3 or teacher_vectors is None:
         return None
-    cosines = teacher_vectors[held_out] @ teacher_vectors[held_out].T
+    vectors = normalized(teacher_vectors[held_out])
+    cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -np.inf)
     ranked = top_k(cosines, min(_AGREEMENT_DEPTH, len(held_out) - 1))
     texts = run.prepared.texts.texts.texts

@@ -33,23 +33,54 @@ class LexicalTerms(Module):
         special: Tokens that never have weight.
         k1: Saturation: the larger, the more a repetition counts.
         b: From 0 to 1, how much length counts.
+        limited: Whether the head before it expands texts to some terms only; see `expand_to`.
     """
 
-    config_keys: list[str] = ["dimension", "average", "special", "k1", "b"]  # noqa: RUF012 - the base's
+    config_keys: list[str] = ["dimension", "average", "special", "k1", "b", "limited"]  # noqa: RUF012 - the base's
+    expanded: Tensor | None
 
     def __init__(
-        self, dimension: int, average: float, special: Sequence[int] = (), k1: float = 0.9, b: float = 0.4
+        self,
+        dimension: int,
+        average: float,
+        special: Sequence[int] = (),
+        k1: float = 0.9,
+        b: float = 0.4,
+        limited: bool = False,
     ) -> None:
         super().__init__()
         self.dimension, self.average, self.k1, self.b = dimension, float(average), float(k1), float(b)
         self.special = [int(token) for token in special]
         self.weight = nn.Parameter(torch.ones(dimension).index_fill(0, torch.tensor(self.special, dtype=torch.long), 0))
+        self.register_buffer("expanded", torch.zeros(dimension, dtype=torch.bool) if limited else None)
+
+    @property
+    def limited(self) -> bool:
+        """Whether texts are expanded to some terms only."""
+        return self.expanded is not None
+
+    def expand_to(self, terms: Tensor) -> None:
+        """Expand texts to (terms,) places in the vocabulary, besides those that were given before, and to no others.
+
+        Terms that no training query has get no gradient. Their expansions are those of the start, which nothing tested.
+        """
+        if self.expanded is None:
+            self.expanded = torch.zeros(self.dimension, dtype=torch.bool, device=self.weight.device)
+        self.expanded[terms.to(self.expanded.device)] = True
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Settings; those of students that have no limit are as they were before there was one."""
+        settings: dict[str, Any] = super().get_config_dict()
+        return settings if self.limited else {key: value for key, value in settings.items() if key != "limited"}
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
         """Add to the (batch, vocabulary) weights of ``sentence_embedding``."""
         lengths = features["attention_mask"].sum(dim=1, keepdim=True)
         own = torch.relu(self.weight) * self.saturated(counted(features, self.dimension), lengths)
-        features["sentence_embedding"] = features["sentence_embedding"] + own
+        expansions = features["sentence_embedding"]
+        if self.expanded is not None:
+            expansions = expansions * self.expanded
+        features["sentence_embedding"] = expansions + own
         return features
 
     def saturated(self, counts: Any, lengths: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -27,7 +27,6 @@ from retrodistill.students.pruning import pruned
 from retrodistill.students.registry import WHOLE_TRANSFORMER, Kind, StageDefaults
 from retrodistill.students.sparse_queries import train_query_encoder, with_query_encoder
 from retrodistill.students.sparse_training import (
-    NEVER,
     SparsityAlarm,
     check_head,
     exhaustive,
@@ -48,6 +47,7 @@ _OWN = {"relu": float(np.e - 1), "log1p_relu": float(np.expm1(np.e - 1))}
 _ZERO_AT = 0.7  # where a token's logit is zero at the start, as a share of what its mean state gives
 _DEVIATIONS = 4.5  # for a token that no document has, its zero's least distance from the mean: none has it by chance
 _RIDGE = 1e-3  # of the mean variance, on the covariance within terms
+_NEVER = -1.0  # bias of terms that no text may have
 _SHARED = 0.5  # strength at the start of a head that has lexical terms next to it
 _MEASURED = 128  # texts that sparsity is measured on
 
@@ -94,6 +94,8 @@ def sparse_student(
                 "lexical terms are for new students whose queries have no model or a separate one; set "
                 "lexical_terms: false."
             )
+        if queries == "inference-free" and free is None:
+            raise UserError(f"model {source} encodes queries with a model of their own; set queries: separate-model.")
         if queries == "separate-model" and free is not None:
             return with_query_encoder(base, encoder.modules("document"), free.weights)
         return with_vdr_head(base) if head == "vdr" else base
@@ -202,7 +204,7 @@ def lexical_start(student: SparseTextEncoder, corpus: Texts) -> tuple[np.ndarray
     scales = own / np.maximum(np.maximum(strengths - zeros, (1 - _ZERO_AT) / 2 * strengths), max(floor / 10, 1e-9))
     vectors, biases = vectors * scales[:, None], -zeros * scales
     never = tokenizer.all_special_ids
-    vectors[never], biases[never] = 0.0, NEVER
+    vectors[never], biases[never] = 0.0, _NEVER
     return vectors.astype(np.float32), biases.astype(np.float32)
 
 
@@ -259,6 +261,12 @@ def _defaults(settings: Mapping[str, Any]) -> StageDefaults:
             return StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.2, flops)
         training = {"epochs": 2, "learning_rate": 4e-3, "batch_size": 32, "warmup": 0.05, "max_gradient_norm": 0}
         return StageDefaults("head", training, 1.2, flops)
+    if settings.get("queries") == "separate-model":
+        sides = [
+            {"name": "flops", "weight": 0.003, "side": "query"},
+            {"name": "anti-zero", "weight": 0.001, "side": "query"},
+        ]
+        return StageDefaults("query_encoder", {"learning_rate": 3e-5, "batch_size": 16}, 1.2, sides)
     if settings.get("head") == "vdr":  # the head limits the number of terms
         return StageDefaults("both_encoders", WHOLE_TRANSFORMER, 1.0)
     flops = [{"name": "flops", "weight": 0.003}, {"name": "flops", "weight": 0.003, "side": "query"}]
@@ -281,18 +289,33 @@ def _complete(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _check(settings: Any) -> None:
     if settings.head not in (None, "splade", "vdr"):
         raise ValueError(f"head: {settings.head} is for re-rankers; a sparse student has head: splade or vdr")
-    if settings.head == "vdr" and settings.queries != "model":
-        raise ValueError("head: vdr encodes queries as it does documents; leave queries out")
-    if settings.head == "vdr" and settings.activation is not None:
-        raise ValueError("head: vdr has its own activation; leave activation out")
     if settings.lexical_terms and settings.queries == "model":
         raise ValueError("lexical_terms is for sparse students with queries: inference-free or separate-model; set one")
     trained = {stage.train for stage in settings.stages}
+    if settings.head == "vdr":
+        _check_vdr(settings, trained)
     if "query_encoder" in trained and settings.queries != "separate-model":
         raise ValueError(
-            "train: query_encoder trains queries while documents stay as they are; set queries: separate-model"
+            "train: query_encoder, the default, trains queries of a sparse student while its documents stay as they "
+            "are; set queries: separate-model, or train: head or both_encoders"
         )
-    if "head" in trained and settings.queries == "separate-model":
+    if settings.queries == "separate-model":
+        _check_separate(settings, trained)
+
+
+def _check_vdr(settings: Any, trained: Set[str]) -> None:
+    if settings.queries != "model":
+        raise ValueError("head: vdr encodes queries as it does documents; leave queries out")
+    if settings.activation is not None:
+        raise ValueError("head: vdr has its own activation; leave activation out")
+    if "head" in trained:
+        raise ValueError("train: head trains the term weights of SPLADE; with head: vdr, set train: both_encoders")
+
+
+def _check_separate(settings: Any, trained: Set[str]) -> None:
+    if settings.keep is not None:
+        raise ValueError("keep cuts a student's one transformer, and queries: separate-model has two; remove keep")
+    if "head" in trained:
         raise ValueError(
             "train: head trains the head of the documents and queries: separate-model has two; train documents with "
             "queries: inference-free, and start from that student: model: sparse:FOLDER"
@@ -300,8 +323,6 @@ def _check(settings: Any) -> None:
     for stage in settings.stages:
         if stage.train == "query_encoder" and any(each.side == "document" for each in stage.regularizers):
             raise ValueError("train: query_encoder leaves documents as they are; set the regularizers' side: query")
-    if settings.head == "vdr" and any(stage.train == "head" for stage in settings.stages):
-        raise ValueError("train: head trains the term weights of SPLADE; with head: vdr, set train: both_encoders")
 
 
 def _describe(student: SparseTextEncoder, data: Any) -> tuple[dict[str, Any], list[str]]:

@@ -34,7 +34,6 @@ from retrodistill.students.stored_states import (
 )
 from retrodistill.students.vdr import vocabulary_pooling
 from retrodistill.training.lists import ListBatch
-from retrodistill.training.prepared import training_rows
 from retrodistill.training.scorers import VectorScorer, View
 from retrodistill.training.settings import RegularizerSettings
 from retrodistill.training.stages import BothEncoders, StageRun, evaluating, train_both
@@ -45,7 +44,6 @@ _EMPTY = 0.1  # share of texts without a term
 _TERMS = 4096  # whose weights are computed at once in a search
 _COUNTED = 1024  # other terms that a document's number of terms is estimated from
 _TOKENIZED = 10_000  # texts at a time
-NEVER = -1.0  # bias of terms that the head never gives
 _REGULARIZED = 32  # documents drawn for each step, whose weights of the batch's terms the regularizers see
 
 
@@ -78,15 +76,16 @@ def regularized(
 class SparsityAlarm:
     """Warns once per training when regularizers leave texts no terms, and once when too many; ``notes`` has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: str = "sampled documents") -> None:
+        self.texts = texts
         self.notes: list[str] = []
 
     def __call__(self, alive: Sequence[int], vocabulary: int, final: bool = False) -> None:
-        """Check the numbers of terms of some documents; density only at the end (``final``): SPLADE starts dense."""
+        """Check the numbers of terms of some texts; density only at the end (``final``): SPLADE starts dense."""
         empty = sum(count == 0 for count in alive) / max(len(alive), 1)
         mean = sum(alive) / max(len(alive), 1)
         if empty > _EMPTY:
-            share = f"{100 * empty:.0f}% of the sampled documents have no term"
+            share = f"{100 * empty:.0f}% of the {self.texts} have no term"
             self._warn("collapses", f"{share}; lower the regularizers' weights or add anti-zero")
         if final and mean > _DENSE * vocabulary:
             terms = f"{mean:.0f} of {vocabulary} terms per document"
@@ -101,6 +100,8 @@ class SparsityAlarm:
 def train_head_or_both(run: StageRun) -> History:
     """Train a sparse student through a stage: its head, or both encoders."""
     alarm = SparsityAlarm()
+    if run.stage.train == "head":
+        _limit_expansions(run.student, run.prepared.texts.texts.texts)
     history = _train_head(run, alarm) if run.stage.train == "head" else _train_both(run, alarm)
     history.notes = alarm.notes
     return history
@@ -183,26 +184,21 @@ def _train_head(run: StageRun, alarm: SparsityAlarm) -> History:
         alarm(alive, vocabulary)
         return {"terms": float(np.mean(alive))}
 
-    history = train_head(run, scorer, terms)
-    if lexical_terms_of(student) is not None:
-        texts = run.prepared.texts.texts.texts
-        without_untaught(student, [texts[row] for row in np.unique(training_rows(run.prepared, run.stage))])
-    return history
+    return train_head(run, scorer, terms)
 
 
-def without_untaught(student: SparseTextEncoder, texts: Sequence[str]) -> None:
-    """Take terms that no training text has out of the head, in place; documents keep them as lexical terms.
+def _limit_expansions(student: SparseTextEncoder, texts: Sequence[str]) -> None:
+    """Expand documents to terms of training texts only, and of those of earlier stages; see `LexicalTerms.expand_to`.
 
-    Only terms of a query have gradients. Others expand documents as they did at the start, which no query has tested,
-    and they are most of a document's terms.
+    Documents keep other terms that they have as lexical terms.
     """
-    taught = np.zeros(student.dimension, dtype=bool)
-    for start in range(0, len(texts), _TOKENIZED):
-        taught[student.encode(texts[start : start + _TOKENIZED], "query").indices] = True
-    linear, untaught = head_of(student).linear, torch.from_numpy(~taught)
-    with torch.no_grad():
-        linear.weight[untaught.to(linear.weight.device)] = 0.0
-        linear.bias[untaught.to(linear.bias.device)] = NEVER
+    own, table = lexical_terms_of(student), student.token_weights("query")
+    if own is None or table is None:
+        return
+    for start in range(0, len(texts), _TOKENIZED):  # tokens, not vectors: a token of weight 0 may learn another
+        block = [table.prompt + text for text in texts[start : start + _TOKENIZED]]
+        encodings = table.tokenizer.encode_batch(block, add_special_tokens=False)
+        own.expand_to(torch.tensor(sorted({token for encoding in encodings for token in encoding.ids})))
 
 
 class TermHead:
@@ -216,6 +212,7 @@ class TermHead:
         self.parameters: list[nn.Parameter] = [head.weight, head.bias, *([own.weight] if own is not None else [])]
         self._logarithms = 2 if pooling.activation_function == "log1p_relu" else 1
         self._states = states
+        self._expanded = None if own is None else own.expanded
         self._own: csr_array | None = saturated_terms(student, own, texts) if own is not None else None
 
     def of_states(self, states: Tensor, lengths: Tensor, chosen: Sequence[Tensor]) -> Tensor:
@@ -233,6 +230,8 @@ class TermHead:
         weights = self.of_states(*self._states.gather(documents, chosen[0].device), chosen)
         if self._own is None:
             return weights
+        if self._expanded is not None:
+            weights = weights * self._expanded.to(weights.device)[terms.to(weights.device)]
         counts = torch.from_numpy(self._own[documents][:, terms.cpu().numpy()].toarray()).to(weights.device)
         return weights + torch.relu(chosen[2]) * counts
 

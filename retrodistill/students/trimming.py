@@ -190,6 +190,8 @@ def _cut_terms(module: Any, rows: torch.Tensor, new: dict[int, int]) -> None:
     """Of the package's own modules over a vocabulary."""
     if hasattr(module, "weight"):
         _cut_weights(module, rows, new)
+    if getattr(module, "expanded", None) is not None:
+        module.expanded = module.expanded[rows.to(module.expanded.device)]
     module.dimension, module.special = len(rows), [new[token] for token in module.special]
 
 

@@ -78,9 +78,10 @@ class Term:
 class TeacherVectors(NamedTuple):
     """What objectives that see no scores compare a student with."""
 
-    embeddings: np.ndarray | None = None  # (texts, d), of the training texts
+    embeddings: np.ndarray | None = None  # (texts, d), of the training texts, with the student's number of dimensions
     classes: PseudoClasses | None = None  # of these texts
     tokens: Callable[[dict[str, Tensor], int], TokenBatch] | None = None  # from a column's features and its place
+    whole: np.ndarray | None = None  # (texts, e), the same in all dimensions; None if these are all
     widths: Sequence[int] = ()  # of the encoders whose embeddings are side by side
 
 
@@ -204,6 +205,8 @@ class DistillationLoss(nn.Module):
             student = self.scorer.embeddings(prepared)
             teacher = as_float32(self._teacher.embeddings[rows], student.device)
             inputs: dict[str, Any] = {"student": student, "teacher": teacher, "classes": self._teacher.classes}
+            whole = self._teacher.whole
+            inputs["whole_teacher"] = teacher if whole is None else as_float32(whole[rows], student.device)
             inputs["teacher_widths"] = self._teacher.widths
             parts |= self._sum("embeddings", inputs)
         if lists is not None:

@@ -529,6 +529,8 @@ class StageSettings(Settings):
         of_heads = next((term.name for term in self.objectives if term.objective.needs("student_heads")), None)
         if of_heads is not None and self.lora is not None:
             raise ValueError(f"{of_heads} reads attention heads, which lora wraps; remove one of them")
+        if self.matryoshka and self.needs("teacher_widths"):
+            raise ValueError("teacher-dropping compares whole embeddings, and matryoshka truncates them; remove one")
         by_labels = next((term.name for term in self.objectives if term.objective.corrects_by_labels), None)
         if by_labels is not None and not self.reads_labels:
             raise ValueError(f"{by_labels} corrects the teacher by labels; set positives: labels")

@@ -1,5 +1,7 @@
 """Several dense encoders as one: their vectors, their space, an index of them, and a student in it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,9 @@ from retrodistill.encoders.concatenated import ConcatenatedEncoder
 from retrodistill.encoders.embeddings import embed, seconds_to_embed
 from retrodistill.encoders.names import ModelName, content_of, found_from, member_names, relative_to
 from retrodistill.encoders.space import EmbeddingSpace
+from retrodistill.objectives import registry
+from retrodistill.objectives.embeddings import relation_matching
+from retrodistill.objectives.registry import get_objective
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.settings import Recipe, check_truncations
 
@@ -161,7 +166,14 @@ class TestSpace:
         with pytest.raises(ValueError, match=r"teacher-dropping needs several teachers; set document_encoder to con"):
             Recipe.model_validate({**recipe, "document_encoder": "dense:all-MiniLM-L6-v2"})
 
-    def test_a_student_learns_a_smaller_space_of_its_own(self, name, tiny_folder, tiny_model, tmp_path):
+    def test_a_student_learns_a_smaller_space_of_its_own(self, name, tiny_folder, tiny_model, tmp_path, monkeypatch):
+        widths, relations = set(), get_objective("relations")
+
+        def seen(student, teacher):
+            widths.add((student.shape[1], teacher.shape[1]))
+            return relation_matching(student, teacher)
+
+        monkeypatch.setitem(registry._OBJECTIVES, "relations", replace(relations, function=seen))
         training = {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-2}
         stage = {"objectives": ["relations", "triplets"], "training": training, "texts": {"sentences": 1}}
         student = {"model": f"dense:{tiny_model}", "dimension": 8, "documents": "student", "stages": [stage]}
@@ -169,6 +181,7 @@ class TestSpace:
         recipe["students"] = {"student": {**student, "control": None}}
         results = rd.run_recipe(Recipe.model_validate(recipe), tmp_path / "out")
         assert results.system("student").bytes_per_document == pytest.approx(8 * 4, abs=1)
+        assert widths == {(8, 64)}
         monitors = results.curves["student"]["monitors"]
         assert monitors
         assert all(0 < measured["agreement"] <= 1 for measured in monitors)

@@ -30,6 +30,10 @@ def students(tiny_model, tiny_cross_encoder):
         "dense-documents": ({"model": f"dense:{tiny_model}", "documents": "student"}, BOTH),
         "sparse": ({"model": f"sparse:{tiny_model}"}, BOTH),
         "sparse-head": ({"model": f"sparse:{tiny_model}", "queries": "model"}, {"train": "head"}),
+        "separate-model": (
+            {"model": f"sparse:{tiny_model}", "queries": "separate-model", "lexical_terms": True},
+            {"train": "query_encoder", "regularizers": [{"name": "anti-zero", "weight": 0.001, "side": "query"}]},
+        ),
         "inference-free": ({"model": f"sparse:{tiny_model}", "queries": "inference-free"}, {"train": "head"}),
         "multi-vector": ({"model": f"multi-vector:{tiny_model}", "dimension": 16}, BOTH),
         "multi-vector-head": ({"model": f"multi-vector:{tiny_model}", "dimension": 16}, {"train": "head"}),

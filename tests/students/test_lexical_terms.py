@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +21,7 @@ from retrodistill.students.registry import run_stage
 from retrodistill.students.sparse import sparse_student
 from retrodistill.students.sparse_training import TermHead
 from retrodistill.students.stored_states import head_of, stored_states
+from retrodistill.students.trimming import _cut_terms
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.training_data import TrainingData
 
@@ -90,27 +95,76 @@ class TestStudents:
 
 
 class TestTraining:
-    def test_documents_expand_to_terms_of_training_texts_only(
-        self, student: SparseTextEncoder, tiny: Collection, tmp_path
-    ) -> None:
-        training = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-2}
-        stage = {"objectives": "kl", "train": "head", "texts": {"titles": True, "sentences": 0}, "training": training}
-        settings = StageSettings.model_validate({**stage, "candidates": {"depth": 6, "sources": ["bm25"]}})
+    @pytest.fixture
+    def train(self, student: SparseTextEncoder, tiny: Collection, tmp_path) -> Callable[[str], set[int]]:
+        """Trains a stage on texts, and returns their terms."""
         queries = tiny.split("train")
         data = TrainingData(tiny, queries, load_ranker("bm25"), None, tmp_path / "out", own_documents=True)
+        training = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-2}
+        stage = {"objectives": "kl", "train": "head", "training": training}
+
+        def train(on: str) -> set[int]:
+            texts = {"queries": on == "queries", "titles": on == "titles", "sentences": 0}
+            settings = {**stage, "texts": texts, "candidates": {"depth": 6, "sources": ["bm25"]}}
+            run_stage(
+                student.model, StageSettings.model_validate(settings), data, Path(tempfile.mkdtemp(dir=tmp_path)), ""
+            )
+            tokens = student.model.tokenizer(queries.texts if on == "queries" else title_texts(tiny).texts)
+            return {token for ids in tokens["input_ids"] for token in ids}
+
+        return train
+
+    def test_documents_expand_to_terms_of_training_texts_only(
+        self, student: SparseTextEncoder, tiny: Collection, train: Callable[[str], set[int]]
+    ) -> None:
         texts = tiny.documents.texts
         before = student.encode(texts, "document")
-        run_stage(student.model, settings, data, tmp_path / "work", "")
-        tokenizer = student.model.tokenizer
-        taught = {
-            token for text in [*queries.texts, *title_texts(tiny).texts] for token in tokenizer(text)["input_ids"]
-        }
+        taught = train("queries") | train("titles")
         expansions, dropped = 0, 0
         after = student.encode(texts, "document")
         for row, text in enumerate(texts):
-            own = set(tokenizer(text)["input_ids"])
+            own = set(student.model.tokenizer(text)["input_ids"])
             assert set(after[[row]].indices.tolist()) <= own | taught
             expansions += len(set(after[[row]].indices.tolist()) - own)
             dropped += len(set(before[[row]].indices.tolist()) - own - taught)
         assert expansions > 0
         assert dropped > 0
+
+    def test_a_later_stage_adds_terms_and_takes_none(
+        self, student: SparseTextEncoder, train: Callable[[str], set[int]]
+    ) -> None:
+        own = lexical_terms_of(student)
+        assert own is not None
+        assert own.expanded is None
+        terms, found = {}, []
+        for on in ("queries", "titles", "queries"):
+            terms[on] = train(on) - set(student.model.tokenizer.all_special_ids)
+            found.append(set(own.expanded.nonzero()[:, 0].tolist()))
+        assert found[0] == terms["queries"]
+        assert found[0] < found[1] <= terms["queries"] | terms["titles"]  # not all titles are training texts
+        assert found[2] == found[1]
+
+    def test_the_limit_is_saved_and_trimmed_and_scored(
+        self, student: SparseTextEncoder, tiny: Collection, train: Callable[[str], set[int]], tmp_path
+    ) -> None:
+        train("queries")
+        texts = tiny.documents.texts
+        wanted = student.encode(texts, "document")
+        student.model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+        loaded = load_sparse(str(tmp_path / "saved"))
+        again = SparseTextEncoder(loaded, "sparse:again")
+        assert abs(again.encode(texts, "document") - wanted).max() == 0
+        with torch.no_grad():
+            head = TermHead(again, stored_states(again, texts, "document"), texts)
+            found = head.weights(head.parameters, torch.arange(again.dimension), np.arange(len(texts)))
+        assert found.numpy() == pytest.approx(wanted.todense(), abs=5e-3)  # states are float16
+        kept = np.arange(0, again.dimension, 2)
+        module, limit = lexical_terms_of(again), lexical_terms_of(student).expanded  # type: ignore[union-attr]
+        _cut_terms(module, torch.from_numpy(kept), {old: new for new, old in enumerate(range(again.dimension))})
+        assert torch.equal(module.expanded, limit[kept])  # type: ignore[union-attr,index]
+
+    def test_settings_without_a_limit_are_those_of_earlier_versions(self, student: SparseTextEncoder) -> None:
+        own = lexical_terms_of(student)
+        assert own is not None
+        assert list(own.get_config_dict()) == ["dimension", "average", "special", "k1", "b"]
+        assert list(own.state_dict()) == ["weight"]

@@ -11,12 +11,15 @@ from retrodistill.core.errors import UserError
 from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.settings import Recipe
-from retrodistill.recipes.student_settings import StudentSettings
+from retrodistill.recipes.student_settings import StudentSettings, complete_student
+from retrodistill.students import sparse_queries
+from retrodistill.students.lexical_terms import LexicalTerms
 from retrodistill.students.registry import run_stage
 from retrodistill.students.sparse import sparse_student
-from retrodistill.students.sparse_queries import StoredTermsScorer
+from retrodistill.students.sparse_queries import StoredTermsScorer, with_query_encoder
 from retrodistill.training.lists import ListBatch
 from retrodistill.training.settings import RegularizerSettings
+from retrodistill.training.trainer import History
 from retrodistill.training.training_data import TrainingData
 
 STAGE = {
@@ -78,6 +81,32 @@ class TestStart:
         half = ours.encode(["a star"], "query")
         np.testing.assert_allclose(np.expm1(half.data), np.expm1(whole.data) / 2, rtol=1e-4)
 
+    def test_weights_below_zero_do_not_turn_missing_terms_into_present_ones(self, tiny, tiny_model):
+        encoder = SparseTextEncoder(sparse_student(tiny_model, tiny.documents), "sparse:plain")
+        terms = np.unique(encoder.encode(["the bright star"], "query").indices)
+        weights = np.full(encoder.dimension, -0.5, dtype=np.float32)
+        made = with_query_encoder(encoder.model, encoder.modules("document"), weights)
+        found = SparseTextEncoder(made, "sparse:made").encode(["the bright star"], "query")
+        assert set(found.indices) == set(terms)
+        assert found.data.max() < 0.1
+
+    def test_words_that_no_training_text_had_have_weights_in_queries(self, tiny, tiny_model, data, tmp_path):
+        free = sparse_student(tiny_model, tiny.documents, queries="inference-free", lexical_terms=True)
+        stage = settings(
+            queries="inference-free", stages=[{**STAGE, "train": "head", "texts": {"sentences": 0}}]
+        ).stages[0]
+        run_stage(free, stage, data, tmp_path / "work", "")
+        free.save_pretrained(str(tmp_path / "free"), create_model_card=False)
+        model = sparse_student(str(tmp_path / "free"), tiny.documents, queries="separate-model")
+        expanded = next(module for module in free.modules() if isinstance(module, LexicalTerms)).expanded
+        text = next(
+            text
+            for text in tiny.documents.texts
+            if not expanded[free.tokenizer(text, add_special_tokens=False)["input_ids"]].all()
+        )
+        own = {token for token in free.tokenizer(text, add_special_tokens=False)["input_ids"] if not expanded[token]}
+        assert own & set(SparseTextEncoder(model, "sparse:one").encode([text], "query").indices.tolist())
+
 
 class TestScorer:
     @pytest.fixture
@@ -105,6 +134,14 @@ class TestScorer:
         own = scorer.own_documents(queries, self.batch())
         torch.testing.assert_close(own, queries @ torch.from_numpy(documents)[[3, 0]].T)
 
+    def test_lists_over_the_corpus(self, documents):
+        scorer, batch = StoredTermsScorer(csr_array(documents)), self.batch()
+        whole = batch._replace(shared=np.arange(9), is_whole=True)
+        queries = torch.rand(2, 20)
+        for _ in range(2):
+            found = scorer.lists(queries, whole)[:, 3:]
+            torch.testing.assert_close(found, queries @ torch.from_numpy(documents).T)
+
     def test_regularizers_see_the_queries(self, documents):
         settings = RegularizerSettings(name="l1", weight=2.0, side="query", warmup=0)
         queries = torch.rand(2, 20)
@@ -124,6 +161,21 @@ class TestTraining:
         assert after.fingerprint("query") != before[0]
         assert all(parameter.requires_grad for parameter in model.parameters())
         assert all({"agreement", "query_terms"} <= set(measured) for measured in history.monitors)
+
+    def test_adapters_are_all_that_lora_trains(self, model, data, tmp_path, monkeypatch):
+        trained = []
+
+        def fit(run, loss, *given):
+            trained.extend(name for name, parameter in run.student.model.named_parameters() if parameter.requires_grad)
+            return History([], 0, 0.0)
+
+        monkeypatch.setattr(sparse_queries, "fit", fit)
+        stage = settings(stages=[{**STAGE, "lora": {"rank": 2}}]).stages[0]
+        run_stage(model, stage, data, tmp_path / "work", "")
+        assert any("lora_" in name for name in trained)
+        assert all(".query." in name for name in trained)
+        of_transformer = [name for name in trained if ".encoder." in name or ".embeddings." in name]
+        assert all("lora_" in name for name in of_transformer)
 
     def test_the_same_seed_gives_the_same_weights(self, tiny, tiny_model, data, tmp_path):
         trained = []
@@ -169,7 +221,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"queries": "inference-free"}, r"set queries: separate-model"),
+            ({"queries": "inference-free"}, r"set queries: separate-model, or train: head"),
+            ({"keep": {"heads": 0.5}}, r"keep cuts a student's one transformer"),
             ({"queries": "model", "lexical_terms": False}, r"set queries: separate-model"),
             ({"stages": [{**STAGE, "train": "head"}]}, r"train: head trains the head of the documents"),
             (
@@ -182,6 +235,17 @@ class TestRefusals:
     def test_settings_that_contradict_each_other(self, given, message):
         with pytest.raises(pydantic.ValidationError, match=message):
             settings(**given)
+
+    def test_a_model_for_queries_does_not_turn_into_weights(self, model, tiny, tmp_path):
+        model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+        with pytest.raises(UserError, match=r"set queries: separate-model"):
+            sparse_student(str(tmp_path / "saved"), tiny.documents, queries="inference-free")
+
+    def test_from_python_the_defaults_train_queries(self, tiny_model):
+        given = complete_student({"model": f"sparse:{tiny_model}", "queries": "separate-model"}, ["kl"], {})
+        (stage,) = StudentSettings.model_validate(given).stages
+        assert stage.train == "query_encoder"
+        assert {each.side for each in stage.regularizers} == {"query"}
 
     def test_lexical_terms_of_a_model_that_has_its_documents(self, model, tiny, tmp_path):
         model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)

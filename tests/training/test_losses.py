@@ -18,7 +18,7 @@ from retrodistill.objectives.distributions import (
     taid,
     without_forgetting,
 )
-from retrodistill.objectives.embeddings import leaf, mi_alpha, relation_matching
+from retrodistill.objectives.embeddings import leaf, mi_alpha, relation_matching, triplets
 from retrodistill.objectives.registry import OBJECTIVES, get_objective
 from retrodistill.objectives.scores import lambda_loss, margin_mse, mse
 from retrodistill.training.lists import Lists
@@ -207,6 +207,16 @@ class TestStoredTargets:
         loss = stored_loss(model, [Term(name)], embeddings=DOCUMENTS)
         found = loss([features(model, [TEXTS[row] for row in ROWS])], torch.tensor(ROWS))
         expected = pure(encoded(model, [TEXTS[row] for row in ROWS]), torch.from_numpy(DOCUMENTS[ROWS]))
+        assert total(found) == pytest.approx(float(expected), rel=1e-4)
+
+    @pytest.mark.parametrize("name", ["relations", "triplets"])
+    def test_relations_are_those_of_the_whole_teacher(self, model, name):
+        whole = np.random.default_rng(0).standard_normal((len(DOCUMENTS), 40)).astype(np.float32)
+        teacher = TeacherVectors(DOCUMENTS, whole=whole)
+        loss = DistillationLoss(model, [Term(name)], StoredVectorScorer(True), None, teacher)
+        found = loss([features(model, [TEXTS[row] for row in ROWS])], torch.tensor(ROWS))
+        pure = {"relations": relation_matching, "triplets": triplets}[name]
+        expected = pure(encoded(model, [TEXTS[row] for row in ROWS]), torch.from_numpy(whole[ROWS]))
         assert total(found) == pytest.approx(float(expected), rel=1e-4)
 
     def test_terms_know_every_embedding_objective(self, model):
