@@ -237,8 +237,16 @@ class TermHead:
 
     def all_weights(self, documents: np.ndarray) -> Iterator[Tensor]:
         """(1, vocabulary) weights of each document, one by one: a block would hold all tokens' logits."""
-        vocabulary = torch.arange(len(self.parameters[0]), device=self.parameters[0].device)
-        return (self.weights(self.parameters, vocabulary, row) for row in documents[:, None])
+        device, size = self.parameters[0].device, len(self.parameters[0])
+        terms = torch.arange(size, device=device) if self._expanded is None else self._expanded.nonzero()[:, 0]
+        chosen = [parameter[terms] for parameter in self.parameters[:2]]  # a third of the vocabulary, often
+        for row in documents[:, None]:
+            expansions = self.of_states(*self._states.gather(row, device), chosen)
+            weights = expansions.new_zeros(1, size).index_copy(1, terms, expansions)
+            if self._own is not None:
+                counts = torch.from_numpy(self._own[row].toarray()).to(device)
+                weights = weights + torch.relu(self.parameters[2]) * counts
+            yield weights
 
 
 def check_head(student: SparseTextEncoder) -> None:
