@@ -122,9 +122,7 @@ class InvertedIndex(Index):
         check_weights(vectors, ids, what, negative=what == "queries")  # negative ones count against a document
 
     def _append(self, vectors: csr_array) -> None:
-        # The weights of inference-free queries are known: a frequent term can weigh much and still count little.
-        table = self._token_weights()
-        added = keep_largest(vectors, self.settings.prune, None if table is None else table.weights)
+        added = keep_largest(vectors, self.settings.prune)
         self._fill(csr_array(vstack([self.postings.matrix(), added], format="csr")) if len(self) else added)
 
     def _drop(self, removed: np.ndarray) -> None:
@@ -175,17 +173,13 @@ class InvertedIndex(Index):
         return super()._load_queries(stored, queries)
 
 
-def keep_largest(matrix: csr_array, number: int | None, factors: np.ndarray | None = None) -> csr_array:
-    """The rows, cut to this number of largest weights; of equal weights the lower terms stay. None keeps all.
-
-    With (terms,) ``factors``, weights are compared by their product with the absolute value of their term's factor.
-    """
+def keep_largest(matrix: csr_array, number: int | None) -> csr_array:
+    """The rows, cut to this number of largest weights; of equal weights the lower terms stay. None keeps all."""
     counts = np.diff(matrix.indptr)
     if number is None or counts.max(initial=0) <= number:
         return matrix
     rows = np.repeat(np.arange(matrix.shape[0]), counts)
-    compared = matrix.data if factors is None else matrix.data * np.abs(factors)[matrix.indices]
-    order = np.lexsort((matrix.indices, -compared, rows))
+    order = np.lexsort((matrix.indices, -matrix.data, rows))
     rank = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)  # within its row, in that order
     kept = np.sort(order[rank < number])
     bounds = np.concatenate([[0], np.cumsum(np.minimum(counts, number))])

@@ -86,8 +86,7 @@ class IndexOptions(Settings):
     backend: Literal["exact", "seismic"] | None = None
     """Sparse: `exact` (the default), or `seismic`, which is approximate and for large corpora."""
     prune: int | None = Field(default=None, ge=1)
-    """Sparse: number of terms to keep per document, those of largest weight; for inference-free queries, those of the
-    largest product with the term's weight in a query."""
+    """Sparse: number of terms to keep per document, those of largest weight."""
     query_cut: int | None = Field(default=None, ge=1)
     """Seismic: number of a query's heaviest terms that choose the lists to visit; 10 by default."""
     heap_factor: float | None = Field(default=None, gt=0, le=1)

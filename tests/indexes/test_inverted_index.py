@@ -107,20 +107,6 @@ class TestSearching:
         cut = keep_largest(csr_array(np.array([[1.0, 3, 3, 2], [0, 0, 0, 0], [0, 4, 0, 0]])), 2)
         np.testing.assert_array_equal(cut.toarray(), [[0, 3, 3, 0], [0, 0, 0, 0], [0, 4, 0, 0]])
 
-    def test_pruned_documents_of_inference_free_queries_keep_the_terms_that_score_most(self, tiny, free_name):
-        factors = np.array([9.0, 1, 0, -4])
-        cut = keep_largest(csr_array(np.array([[1.0, 3, 3, 2], [0, 2, 0, 1]])), 2, factors)
-        np.testing.assert_array_equal(cut.toarray(), [[1, 0, 0, 2], [0, 2, 0, 1]])
-        encoder = load_encoder(free_name)
-        vectors, weights = encoder.encode(tiny.documents.texts, "document"), encoder.token_weights("query").weights
-        space = EmbeddingSpace.of(encoder)
-        index = InvertedIndex.from_csr(tiny.documents.ids, vectors, space, encoder, InvertedSettings(bits=32, prune=3))
-        kept = index.postings.matrix()
-        for row in range(len(tiny.documents)):
-            terms, values = vectors[[row]].indices, vectors[[row]].data
-            best = terms[np.argsort(-values * np.abs(weights[terms]), kind="stable")[:3]]
-            assert set(kept[[row]].indices) == set(best)
-
     def test_the_plain_retriever_finds_the_same(self, tiny, free_name, index):
         plain = SparseRanker(load_encoder(free_name))
         queries = tiny.split("test")
