@@ -108,8 +108,9 @@ def distill(  # noqa: PLR0913 - one option each
             - ``leaks``: what counts as a test query, as in `ExcludedQueries`: ``near`` (the default) or ``exact``.
             - ``train``: ``query_encoder``: documents stay as they are; ``both_encoders``: the student encodes its own
               documents; ``head``: only what follows a transformer learns, from its stored states. The default is
-              ``query_encoder`` for static and dense students, ``head`` for multi-vector, prett and tk students and
-              sparse students from a bi-encoder, and ``both_encoders`` for the rest.
+              ``query_encoder`` for static and dense students and sparse ones of ``queries: separate-model``, ``head``
+              for multi-vector, prett and tk students and sparse students from a bi-encoder, and ``both_encoders`` for
+              the rest.
         out: Folder of the student, an ordinary sentence-transformers folder.
         seed: Seed of all random draws.
         tracking: Where losses and monitors are logged: ``tensorboard`` (in the folder ``tensorboard`` next to `out`),
