@@ -151,6 +151,14 @@ def normalized(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(lengths > 0, lengths, 1.0)
 
 
+def cosines_to_others(vectors: np.ndarray) -> np.ndarray:
+    """(n, n) cosines between vectors; minus infinity of each with itself."""
+    unit = normalized(vectors)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    return np.asarray(cosines)
+
+
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """(n,) cosines of the rows of two (n, d) arrays; of two zero rows 1, of one 0."""
     both_zero = ~left.any(axis=1) & ~right.any(axis=1)

@@ -276,7 +276,7 @@ class Recipe(Settings):
         training_order(self.students)
         for stage in (stage for student in self.students.values() for stage in student.stages):
             self._check_filter(stage)
-            if stage.needs("teacher_widths") and not (self.document_encoder or "").startswith("concat:"):
+            if stage.needs("teacher_widths") and not self.document_encoder.startswith("concat:"):
                 raise ValueError(
                     "teacher-dropping needs several teachers; set document_encoder to concat:KIND:NAME+KIND:NAME, not "
                     f"{self.document_encoder}"

@@ -25,7 +25,7 @@ from retrodistill.encoders.length_adaptive import length_adaptive_settings
 from retrodistill.encoders.loading import load_bi_encoder
 from retrodistill.encoders.modules import behind_exit, exits_of, with_modules
 from retrodistill.encoders.token_dropping import make_length_adaptive
-from retrodistill.encoders.vectors import normalized
+from retrodistill.encoders.vectors import cosines_to_others
 from retrodistill.rankers.bi_encoder import DenseRanker
 from retrodistill.runs.run import top_k
 from retrodistill.students.coded_documents import CodedVectors, QuantizedLoss
@@ -44,7 +44,7 @@ from retrodistill.training.prepared import labeled_places, teacher_rows, trainin
 from retrodistill.training.scorers import StoredVectorScorer, VectorScorer
 from retrodistill.training.settings import StageSettings
 from retrodistill.training.stages import BothEncoders, StageRun, evaluating, fit, train_both
-from retrodistill.training.trainer import HeldOutMonitor, History
+from retrodistill.training.trainer import HeldOutMonitor, History, Monitor
 
 _AGREEMENT_DEPTH = 10
 _FITTED = 4096  # texts that a map is fitted to
@@ -263,7 +263,7 @@ def _teacher_vectors(run: StageRun) -> np.ndarray | None:
     return embed(run.data.space, run.data.teacher_queries(run.prepared.texts.texts).texts, "query")
 
 
-def train_on_texts(run: StageRun, loss: Any, monitor: HeldOutMonitor | None) -> History:
+def train_on_texts(run: StageRun, loss: Any, monitor: Monitor | None) -> History:
     """Train on single texts, each labeled with its row: what it is scored against is stored."""
     rows, texts = training_rows(run.prepared, run.stage), run.prepared.texts.texts.texts
     return fit(run, loss, {"text": [texts[row] for row in rows]}, rows, rows.tolist(), monitor)
@@ -296,10 +296,7 @@ def _monitor_of_relations(run: StageRun, teacher_vectors: np.ndarray | None) -> 
     held_out = run.prepared.held_out
     if len(held_out) < 3 or teacher_vectors is None:
         return None
-    vectors = normalized(teacher_vectors[held_out])
-    cosines = vectors @ vectors.T
-    np.fill_diagonal(cosines, -np.inf)
-    ranked = top_k(cosines, min(_AGREEMENT_DEPTH, len(held_out) - 1))
+    ranked = top_k(cosines_to_others(teacher_vectors[held_out]), min(_AGREEMENT_DEPTH, len(held_out) - 1))
     texts = run.prepared.texts.texts.texts
     return HeldOutMonitor(run.student, [texts[row] for row in held_out], ranked, None, among_texts=True)
 

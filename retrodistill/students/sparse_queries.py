@@ -20,15 +20,15 @@ from retrodistill.core.runtime import main_first
 from retrodistill.encoders.embeddings import embed
 from retrodistill.encoders.modules import with_modules
 from retrodistill.objectives.sparsity import whole_batch
+from retrodistill.students.dense import train_on_texts
 from retrodistill.students.lexical_terms import LexicalTerms
 from retrodistill.students.sparse_training import SparsityAlarm, regularized, store_documents
 from retrodistill.students.stored_states import only_trained, sampled_monitor
 from retrodistill.training.lists import ListBatch
 from retrodistill.training.loss import DistillationLoss
-from retrodistill.training.prepared import training_rows
 from retrodistill.training.scorers import Scorer
 from retrodistill.training.settings import RegularizerSettings
-from retrodistill.training.stages import StageRun, evaluating, fit
+from retrodistill.training.stages import StageRun, evaluating
 from retrodistill.training.trainer import History
 
 _LEAST = 0.01  # factor of a logit
@@ -122,10 +122,9 @@ def train_query_encoder(run: StageRun) -> History:
 
     monitor = sampled_monitor(run, documents.shape[0], scores, lambda sample: dict(terms))
     loss = DistillationLoss(student.model, prepared.terms, scorer, prepared.lists)
-    rows = training_rows(prepared, stage)
     # With adapters, the weights that they adapt are frozen already.
     parameters = nn.ModuleList(student.modules("query")).parameters()
     with only_trained(student.model, [parameter for parameter in parameters if parameter.requires_grad]):
-        history = fit(run, loss, {"query": [texts[row] for row in rows]}, rows, rows.tolist(), monitor)
+        history = train_on_texts(run, loss, monitor)
     history.notes = alarm.notes
     return history

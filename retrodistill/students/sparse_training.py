@@ -100,8 +100,6 @@ class SparsityAlarm:
 def train_head_or_both(run: StageRun) -> History:
     """Train a sparse student through a stage: its head, or both encoders."""
     alarm = SparsityAlarm()
-    if run.stage.train == "head":
-        _limit_expansions(run.student, run.prepared.texts.texts.texts)
     history = _train_head(run, alarm) if run.stage.train == "head" else _train_both(run, alarm)
     history.notes = alarm.notes
     return history
@@ -169,6 +167,7 @@ class TermScorer(VectorScorer):
 
 def _train_head(run: StageRun, alarm: SparsityAlarm) -> History:
     student, corpus, regularizers = run.student, run.data.collection.documents.column, run.stage.regularizers
+    _limit_expansions(student, run.prepared.texts.texts.texts)
     with main_first():
         states = stored_states(student, corpus, "document")
         encoded = student.modules("query") == student.modules("document")

@@ -30,7 +30,7 @@ from retrodistill.encoders.encoder import Encoder
 from retrodistill.encoders.loading import quiet_libraries
 from retrodistill.encoders.modules import save_pretrained
 from retrodistill.encoders.precision import fastest_precision
-from retrodistill.encoders.vectors import normalized
+from retrodistill.encoders.vectors import cosines_to_others
 from retrodistill.runs.agreement import labeled_ndcg, rank_agreement
 from retrodistill.runs.run import top_k
 from retrodistill.training.loss import objective_keeper
@@ -284,10 +284,7 @@ class HeldOutMonitor:
         if self.documents is not None:
             measures |= _ranking(queries @ self.documents().T, self.teacher_rows, self.grades, self.starts)
         if self.among_texts:
-            unit = normalized(queries)
-            scores = unit @ unit.T
-            np.fill_diagonal(scores, -np.inf)
-            measures |= _ranking(scores, self.teacher_rows, {})
+            measures |= _ranking(cosines_to_others(queries), self.teacher_rows, {})
         return measures
 
 

@@ -12,7 +12,7 @@ from retrodistill.encoders.sparse import SparseTextEncoder
 from retrodistill.rankers.loading import load_ranker
 from retrodistill.recipes.settings import Recipe
 from retrodistill.recipes.student_settings import StudentSettings, complete_student
-from retrodistill.students import sparse_queries
+from retrodistill.students import dense
 from retrodistill.students.lexical_terms import LexicalTerms
 from retrodistill.students.registry import run_stage
 from retrodistill.students.sparse import sparse_student
@@ -169,7 +169,7 @@ class TestTraining:
             trained.extend(name for name, parameter in run.student.model.named_parameters() if parameter.requires_grad)
             return History([], 0, 0.0)
 
-        monkeypatch.setattr(sparse_queries, "fit", fit)
+        monkeypatch.setattr(dense, "fit", fit)
         stage = settings(stages=[{**STAGE, "lora": {"rank": 2}}]).stages[0]
         run_stage(model, stage, data, tmp_path / "work", "")
         assert any("lora_" in name for name in trained)
